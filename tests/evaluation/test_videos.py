@@ -48,6 +48,22 @@ def test_a_student_is_filmed_beside_its_teacher_in_the_same_episodes(tmp_path: P
         assert digest(beside) == digest(tmp_path / f"twin-{label}-teacher.mp4")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env",
+    [
+        EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 120}),
+        EnvConfig("Acrobot-v1", {"max_episode_steps": 9}),
+        EnvConfig("LunarLander-v3", {"max_episode_steps": 9, "continuous": True}),
+    ],
+    ids=str,
+)
+def test_an_episode_is_filmed_with_actions_as_they_are_kept(env: EnvConfig, tmp_path: Path) -> None:
+    played = play(env, None, 1)
+    videos.record_video(env, 0, 0, played.actions[0], tmp_path / "film.mp4")
+    assert count_frames_and_secs(tmp_path / "film.mp4")[0] == played.lengths[0] + 1
+
+
 def test_without_students_the_teacher_is_filmed(tmp_path: Path) -> None:
     record_videos(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {

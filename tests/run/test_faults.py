@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,12 @@ def test_too_many_open_files_with_workers(tmp_path: Path, teacher: NetworkPolicy
     (tmp_path / "run.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "rldistill", "collect", str(tmp_path / "run.json"), "--resume"]
 
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
-
-    failed = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files)
-    assert failed.returncode == 2, failed.stderr
-    assert "Traceback" not in failed.stderr
-    assert re.search(r"error: .*Raise `ulimit -n`, or use fewer workers.*--resume", failed.stderr.splitlines()[-1])
+    for limit in (10, 16, 24):  # of the command, of the process from which workers are forked, and of workers
+        limit_files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+        failed = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files)
+        assert failed.returncode == 2, failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert re.search(r"error: .*Raise `ulimit -n`, or use fewer workers.*--resume", failed.stderr.splitlines()[-1])
     assert subprocess.run(command).returncode == 0
     whole = Manifest.read(tmp_path / "out" / "dataset")
     document |= {"out": str(tmp_path / "alone"), "execution": {"workers": 1}}

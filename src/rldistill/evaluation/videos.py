@@ -139,7 +139,7 @@ def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterato
             obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
             yield obs[0, 0].copy()
             for action in actions:
-                obs, *_ = vector.step(np.array([action]))
+                obs, *_ = vector.step(np.array([action], np.int64))
                 yield obs[0, 0].copy()
         return
     # Without a screen, SDL would write its complaints over the progress bars.

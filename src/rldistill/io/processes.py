@@ -49,6 +49,8 @@ KILLED = (
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 SAFE_PACKAGES = {"torch", "gymnasium", "ale_py", "Box2D", "highway_env"}
 """Packages that may be imported before a fork, since this starts no threads and uses no GPU."""
+NUM_FILES = 12
+"""Number of files that a new worker needs, here and in the process from which it is forked, and a few more."""
 SERVER = "RLDISTILL_SERVER_OF_WORKERS"
 """Environment variable of the process from which workers are forked."""
 if os.environ.pop(SERVER, None):
@@ -84,6 +86,17 @@ def prepare_workers() -> None:
         del os.environ[SERVER]
 
 
+def _require_files(number: int) -> None:
+    """Raise OSError unless so many files can be opened; the process from which workers are forked has that limit."""
+    files = list[int]()
+    try:
+        while len(files) < number:
+            files += os.pipe()
+    finally:
+        for file in files:
+            os.close(file)
+
+
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Start processes that ignore Ctrl-C, which reaches all those of a terminal; this process ends them."""
@@ -99,6 +112,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
     """Start a process that runs `serve` with its end of a pipe; return the process and the other end."""
+    _require_files(NUM_FILES)
     prepare_workers()
     context = multiprocessing.get_context(START_METHOD)
     here, there = context.Pipe()
