@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 import rldistill
 from rldistill.core.errors import ConfigError, RLDistillError
 from rldistill.io.execution import Execution, Total, run_jobs
-from rldistill.io.processes import UNGUARDED
+from rldistill.io.processes import SERVER, START_METHOD, UNGUARDED, prepare_workers
 
 from ..conftest import Reports
 
@@ -155,3 +156,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.skipif(START_METHOD != "forkserver", reason="workers are forked on Linux only")
+def test_variable_of_the_server_does_not_outlive_a_failed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        prepare_workers()
+    assert SERVER not in os.environ

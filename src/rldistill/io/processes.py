@@ -44,13 +44,11 @@ KILLED = (
     "a worker was killed {} times in the same job, perhaps for want of memory. What is finished is kept: continue with "
     "--resume, or with fewer workers."
 )
-
-
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 SAFE_PACKAGES = {"torch", "gymnasium", "ale_py", "Box2D", "highway_env"}
 """Packages that may be imported before a fork, since this starts no threads and uses no GPU."""
 NUM_FILES = 12
-"""Number of files that a new worker needs, here and in the process from which it is forked, and a few more."""
+"""Number of files that can still be opened when a worker starts; its pipes need most of them."""
 SERVER = "RLDISTILL_SERVER_OF_WORKERS"
 """Environment variable of the process from which workers are forked."""
 if os.environ.pop(SERVER, None):
@@ -81,9 +79,11 @@ def prepare_workers() -> None:
         # pyarrow imports pandas for the first block, if it is installed.
         multiprocessing.set_forkserver_preload([*modules, "pandas"])
         os.environ[SERVER] = "1"
-        with _without_interrupts():
-            multiprocessing.forkserver.ensure_running()
-        del os.environ[SERVER]
+        try:
+            with _without_interrupts():
+                multiprocessing.forkserver.ensure_running()
+        finally:  # or programs that this one starts would take themselves for that process
+            del os.environ[SERVER]
 
 
 def _require_files(number: int) -> None:
