@@ -219,7 +219,7 @@ def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator 
 
 
 def check_resets(config: EnvConfig) -> None:
-    """Find out once whether episodes need fresh environments, which is slow, instead of in each worker."""
+    """Check whether episodes need fresh environments, once before the start of workers, since the check is slow."""
     if not is_atari(config.id):
         keeps_state_across_reset(config.view_of("student"))
 

@@ -1,22 +1,22 @@
-// The films of student and teacher play together: what a reader does with one happens to both.
+// The videos of student and teacher play together: an action of the reader on one applies to both.
 // Nothing plays by itself for readers who prefer less motion.
-const films = [...document.querySelectorAll(".playing video")];
+const videos = [...document.querySelectorAll(".playing video")];
 const moving = matchMedia("(prefers-reduced-motion: no-preference)");
-const silent = new Set(); // films that were paused with another one
-const start = film => film.play().catch(() => {}); // a browser may refuse
-const follow = leader => films.forEach(film => {
-  const drift = film.currentTime - Math.min(leader.currentTime, film.duration);
-  if (Math.abs(drift) > 0.2) film.currentTime = leader.currentTime;
-  if (!leader.paused && film.paused && leader.currentTime < film.duration) start(film);
+const silent = new Set(); // videos that were paused with another one
+const start = video => video.play().catch(() => {}); // a browser may refuse
+const follow = leader => videos.forEach(video => {
+  const drift = video.currentTime - Math.min(leader.currentTime, video.duration);
+  if (Math.abs(drift) > 0.2) video.currentTime = leader.currentTime;
+  if (!leader.paused && video.paused && leader.currentTime < video.duration) start(video);
 });
-for (const film of films) {
-  for (const event of ["play", "seeked"]) film.addEventListener(event, () => follow(film));
-  film.addEventListener("pause", () => {
-    if (silent.delete(film) || film.ended) return;
-    films.filter(other => !other.paused).forEach(other => { silent.add(other); other.pause(); });
+for (const video of videos) {
+  for (const event of ["play", "seeked"]) video.addEventListener(event, () => follow(video));
+  video.addEventListener("pause", () => {
+    if (silent.delete(video) || video.ended) return;
+    videos.filter(other => !other.paused).forEach(other => { silent.add(other); other.pause(); });
   });
-  film.addEventListener("ended", () => {
-    if (moving.matches && films.every(other => other.ended)) films.forEach(other => { other.currentTime = 0; start(other); });
+  video.addEventListener("ended", () => {
+    if (moving.matches && videos.every(other => other.ended)) videos.forEach(other => { other.currentTime = 0; start(other); });
   });
 }
-if (moving.matches) films.forEach(start);
+if (moving.matches) videos.forEach(start);
