@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
@@ -166,4 +167,20 @@ def test_variable_of_the_server_does_not_outlive_a_failed_start(monkeypatch: pyt
     monkeypatch.setattr(forkserver, "ensure_running", fail)
     with pytest.raises(OSError, match="Too many open files"):
         prepare_workers()
+    assert SERVER not in os.environ
+
+
+@pytest.mark.skipif(START_METHOD != "forkserver", reason="workers are forked on Linux only")
+def test_several_threads_can_start_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = list[str | None]()
+
+    def start_slowly() -> None:
+        time.sleep(0.05)
+        marks.append(os.environ.get(SERVER))
+
+    monkeypatch.setattr(forkserver, "ensure_running", start_slowly)
+    with ThreadPoolExecutor(4) as threads:
+        for future in [threads.submit(prepare_workers) for _ in range(4)]:
+            future.result()
+    assert marks == ["1"] * 4
     assert SERVER not in os.environ

@@ -167,6 +167,13 @@ _idle: list[Worker] = []
 """Processes that have no group; they end with this process."""
 
 
+def _take_worker() -> Worker:
+    try:
+        return _idle.pop()  # asking first is not safe beside other threads
+    except IndexError:
+        return start_worker(_serve, daemon=True)
+
+
 class ProcessGroup:
     """Group whose slots are divided among other processes, which is for environments that are slow.
 
@@ -176,7 +183,7 @@ class ProcessGroup:
     def __init__(self, config: EnvConfig, num_envs: int, rebuild: bool, workers: int) -> None:
         self.num_envs, self._waiting = num_envs, False
         self._slots = [np.arange(num_envs)[number::workers] for number in range(workers)]
-        self._workers = [_idle.pop() if _idle else start_worker(_serve, daemon=True) for _ in range(workers)]
+        self._workers = [_take_worker() for _ in range(workers)]
         try:
             spaces = self._call("open", [([*sys.path], config, len(slots), rebuild) for slots in self._slots])
         except BaseException:

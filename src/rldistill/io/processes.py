@@ -53,6 +53,8 @@ SERVER = "RLDISTILL_SERVER_OF_WORKERS"
 """Environment variable of the process from which workers are forked."""
 if os.environ.pop(SERVER, None):
     atexit.register(os._exit, 0)  # after the last of its clients, without the seconds that PyTorch's teardown takes
+_starting = threading.RLock()
+"""Held while a process starts, since threads share the environment variable and the process that is forked."""
 _answers: dict[str, dict[Any, Any]] = {}
 """Results of functions with a `shared_cache`, by the name of the function and its argument."""
 
@@ -78,12 +80,12 @@ def prepare_workers() -> None:
         modules = [name for name in modules if not name.endswith("__main__")]
         # pyarrow imports pandas for the first block, if it is installed.
         multiprocessing.set_forkserver_preload([*modules, "pandas"])
-        os.environ[SERVER] = "1"
-        try:
-            with _without_interrupts():
+        with _starting, _without_interrupts():
+            os.environ[SERVER] = "1"
+            try:
                 multiprocessing.forkserver.ensure_running()
-        finally:  # or programs that this one starts would take themselves for that process
-            del os.environ[SERVER]
+            finally:  # or programs that this one starts would take themselves for that process
+                del os.environ[SERVER]
 
 
 def _require_files(number: int) -> None:
@@ -116,8 +118,8 @@ def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
     prepare_workers()
     context = multiprocessing.get_context(START_METHOD)
     here, there = context.Pipe()
-    process = context.Process(target=_begin, args=(serve, there, dict(os.environ)), daemon=daemon)  # type: ignore[attr-defined]
-    with _without_interrupts():
+    with _starting, _without_interrupts():
+        process = context.Process(target=_begin, args=(serve, there, dict(os.environ)), daemon=daemon)  # type: ignore[attr-defined]
         process.start()
     there.close()
     return process, here
