@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_policies_without_one_teacher_or_with_a_reserved_name_are_refused(
     for policies, message in refused:
         with pytest.raises(ConfigError, match=message):
             evaluate(CARTPOLE, policies, EvaluateConfig(2, videos=False), tmp_path)
+
+
+def test_result_is_received_before_the_videos(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    monkeypatch.setattr(
+        import_module("rldistill.evaluation.evaluate"), "record_videos", lambda *_: events.append("videos")
+    )
+    context = RunContext(receive=events.append)
+    found = evaluate(CARTPOLE, {"teacher": teacher}, EvaluateConfig(2), tmp_path, context)
+    assert events == [found, "videos"]
 
 
 def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class RunContext:
         temperature: temperature that the students learned with, for the KL.
         curves: mean returns against environment steps during training; the evaluation adds the last point.
         failed: names of students that learned nothing, which are not among the policies.
+        receive: receiver of the result before the videos are recorded, which may take as long as the episodes.
     """
 
     seed: int = 0
@@ -61,6 +62,7 @@ class RunContext:
     temperature: float | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
     failed: Sequence[str] = ()
+    receive: Callable[[Evaluation], None] = lambda evaluation: None
 
 
 @locked
@@ -117,6 +119,7 @@ def evaluate(
     remove_videos(folder / "videos")  # videos of other episodes would have the same names
     write_json(folder / "evaluation.json", evaluation.to_dict())
     discard_stage(folder / FOLDER)
+    context.receive(evaluation)
     if config.videos:
         _record_videos(match, folder / "videos", progress)
     return evaluation

@@ -17,7 +17,6 @@ from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.io.atomic import Mode, discard_stage, write_json
 from rldistill.io.execution import Shard
-from rldistill.io.progress import track
 from rldistill.io.storage import pull
 from rldistill.losses.objective import given_temperature
 from rldistill.policies.committee import Committee
@@ -70,11 +69,8 @@ def run_evaluate(
             if run.tasks
             else _evaluate_policies(run, template.teacher, quiet, failed, shard)
         )
-    if evaluation is None:
-        return None
-    Console().print(evaluation)
-    if isinstance(evaluation, Evaluation) and (step := next_step(evaluation, run.out)):
-        print(": ".join(step))
+    if isinstance(evaluation, TasksEvaluation):
+        Console().print(evaluation)
     return evaluation
 
 
@@ -109,13 +105,19 @@ def _evaluate_policies(
         folder = run.out / "controls" / name
         steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
         policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
-    with track("evaluate", "episodes", quiet) as progress:
-        if shard is not None:
-            settings = run.env, policies, run.evaluate, run.out, shard
-            evaluate_shard(*settings, seed=run.seed, progress=progress, execution=run.execution)
-            return None
-        context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
-        return evaluate(run.env, policies, run.evaluate, run.out, context, progress, run.execution)
+    if shard is not None:
+        settings = run.env, policies, run.evaluate, run.out, shard
+        evaluate_shard(*settings, seed=run.seed, progress=not quiet, execution=run.execution)
+        return None
+
+    def show(evaluation: Evaluation) -> None:
+        Console().print(evaluation)
+        if step := next_step(evaluation, run.out):
+            print(": ".join(step))
+
+    temperature = given_temperature(run.distill.losses)
+    context = RunContext(run.seed, dataset, temperature, training_curves(run), failed, show)
+    return evaluate(run.env, policies, run.evaluate, run.out, context, not quiet, run.execution)
 
 
 def _evaluate_tasks(
