@@ -78,6 +78,25 @@ def test_number_multiplies_an_array() -> None:
         np.testing.assert_allclose(env.unwrapped.model.body_mass, before * world_of(env)["model.body_mass"])
 
 
+@pytest.mark.parametrize("env", [LENGTHS, LANDER])
+def test_seeds_reproduce_resets_without_a_seed_and_sampled_actions(env: EnvConfig) -> None:
+    """An environment that is made again would lose the seed of its action space, and that of its next episode."""
+
+    def trajectory() -> list[Any]:
+        copy: Any = make_env(env)
+        copy.action_space.seed(0)
+        rows = [copy.reset(seed=3)[0]]
+        for _ in range(3):
+            for _ in range(5):
+                rows.append(copy.step(copy.action_space.sample())[0])
+            rows += [copy.reset()[0], [*world_of(copy).values()]]
+        return rows
+
+    first, second = trajectory(), trajectory()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first[7] != first[14]
+
+
 def test_worlds_leave_no_state_across_resets() -> None:
     assert not keeps_state_across_reset(LENGTHS)
 

@@ -16,7 +16,8 @@ from rldistill.envs.perturbations import attribute_of, has_number, set_attribute
 
 Env = gymnasium.Env[Any, Any]
 WORLD = 2
-"""Purpose in the seeds of generators, so that a world shares no draw with its episode."""
+NEXT_SEEDS = 3
+"""Purposes in the seeds of generators, so that a world shares no draw with its episode."""
 DERIVED: dict[str, tuple[Callable[[float, float], float], str, str]] = {
     "total_mass": (operator.add, "masspole", "masscart"),
     "polemass_length": (operator.mul, "masspole", "length"),
@@ -41,7 +42,10 @@ class SampledWorlds(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, make: Callable[..., Env], worlds: Mapping[str, Range | Choice]) -> None:
         super().__init__(make())
+        # Those of the first environment, since a seed of the action space would be lost with an environment.
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
         self.world: dict[str, Any] = {}
+        self._seeds = np.random.default_rng()
         self._make, self._worlds = make, worlds
         has_text = any(
             isinstance(value, str) for own in worlds.values() if isinstance(own, Choice) for value in own.values
@@ -78,8 +82,12 @@ class SampledWorlds(gymnasium.Wrapper[Any, Any, Any, Any]):
             env.close()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a world and begin an episode in it."""
-        rng = np.random.default_rng(None if seed is None else [seed, WORLD])
+        """Draw a world and begin an episode in it; without a seed, the next seed follows from the last one."""
+        if seed is None:
+            seed = int(self._seeds.integers(2**31))
+        else:
+            self._seeds = np.random.default_rng([seed, NEXT_SEEDS])
+        rng = np.random.default_rng([seed, WORLD])
         self.world = {name: _draw(own, rng) for name, own in self._worlds.items()}
         if self._arguments:
             self.env.close()
