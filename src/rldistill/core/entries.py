@@ -63,11 +63,10 @@ def join_tensors(entries: Mapping[str, Tensor], spec: PolicySpec) -> Tensor:
 
 def flat_values(obs: Obs, spec: PolicySpec) -> Tensor:
     """Return dict observations as one float32 vector of all values, `[B, N]`, and others as they are."""
-    if isinstance(obs, Tensor):
-        if not spec.parts or obs.dtype != torch.uint8:
-            return obs
-        obs = split_parts(obs, spec)
-    return torch.cat([obs[key].reshape(len(obs[key]), -1).float() for key, _ in spec.parts], 1)
+    if isinstance(obs, Tensor) and (not spec.parts or obs.dtype != torch.uint8):
+        return obs
+    entries = split_parts(obs, spec)
+    return torch.cat([entries[key].reshape(len(entries[key]), -1).float() for key, _ in spec.parts], 1)
 
 
 def is_finite(obs: NDArray[Any], spec: PolicySpec) -> bool:
@@ -80,8 +79,15 @@ def is_finite(obs: NDArray[Any], spec: PolicySpec) -> bool:
     return all(bool(np.isfinite(array).all()) for array in numbers)
 
 
-def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
-    """Return the entries of dict observations that are stored as one array `[B, N]`."""
+def first_entry(obs: Obs) -> Tensor:
+    """Return observations of one array as they are, and of a dict the first entry, which has its batch and device."""
+    return obs if isinstance(obs, Tensor) else next(iter(obs.values()))
+
+
+def split_parts(obs: Obs, spec: PolicySpec) -> dict[str, Tensor]:
+    """Return the entries of dict observations, which may be stored as one array `[B, N]`."""
+    if not isinstance(obs, Tensor):
+        return dict(obs)
     packed, entries = obs.dtype == torch.uint8, {}
     arrays = obs.split_with_sizes(part_sizes(spec.parts, packed), 1)
     for (key, part), entry in zip(spec.parts, arrays, strict=True):

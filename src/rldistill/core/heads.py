@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -32,6 +32,7 @@ CERTAIN_LOGIT = 20.0  # of a certain choice where the others have 0: large, but 
 LARGEST = torch.finfo(torch.float32).max
 NO_NOISE_LOG_STD = -20.0  # of a policy without noise whose actions are squashed nevertheless
 HEADS: dict[str, type[ActionHead]] = {}  # by kind
+_sum: Callable[[Iterable[Tensor]], Tensor] = partial(reduce, torch.add)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ActionHead(ABC):
         kind, neutral_kind: the name in files, and that of an environment with the same actions.
         discrete, single_choice: True if actions are integers, and if an action is one integer.
         action_values, stochastic: True if the params are Q values, and if they describe a distribution.
+        params_per_entry: the number of params for each entry of a continuous action.
         regret_unit: the unit of `regret`.
     """
 
@@ -59,6 +61,7 @@ class ActionHead(ABC):
     single_choice: ClassVar[bool] = False
     action_values: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True
+    params_per_entry: ClassVar[int] = 1
     regret_unit: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -105,9 +108,14 @@ class ActionHead(ABC):
         return self.nvec
 
     @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of an action: () for one integer, (A,) otherwise."""
+        return () if self.single_choice else (len(self.choices or self.low),)
+
+    @property
     def num_params(self) -> int:
         """P, the size of the last dimension of `PolicyOutput.params`."""
-        return sum(self.nvec) or len(self.low)
+        return sum(self.nvec) or self.params_per_entry * len(self.low)
 
     @abstractmethod
     def raw_mode(self, params: Tensor) -> Tensor:
@@ -280,11 +288,7 @@ class GaussianHead(ActionHead):
 
     kind: ClassVar[HeadKind] = "gaussian"
     neutral_kind = "deterministic"
-
-    @property
-    def num_params(self) -> int:
-        """P, two numbers for each entry of an action."""
-        return 2 * len(self.low)
+    params_per_entry = 2
 
     def raw_mode(self, params: Tensor) -> Tensor:
         """Return the means."""
@@ -344,7 +348,3 @@ class DeterministicHead(ActionHead):
 
 def _pick(values: Tensor, choice: Tensor) -> Tensor:
     return values.gather(-1, choice[..., None]).squeeze(-1)
-
-
-def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return reduce(torch.add, parts)

@@ -175,6 +175,11 @@ class AgentSpec:
     num_parts: Size
     team: bool = field(default=True, metadata=OPTIONAL)
 
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """The names by which settings may mean the agent, the most specific first."""
+        return self.name, self.type, "all"
+
 
 @dataclass(frozen=True)
 class PolicySpec:

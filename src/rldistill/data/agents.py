@@ -12,7 +12,7 @@ from rldistill.core.entries import join_tensors, split_parts
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import ALIVE
 from rldistill.data.blocks import Columns
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import Dataset, renumbered
 from rldistill.policies.joint import AgentView, agent_views
 
 ROWS_PER_BATCH = 1 << 14
@@ -42,7 +42,7 @@ def agent_dataset(dataset: Dataset, views: Sequence[AgentView]) -> Dataset:
         columns["heldout"] = dataset.heldout[alive]
         parts.append(columns)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    columns["episode"] = np.unique(columns["episode"], return_inverse=True)[1].astype(np.int32)
+    columns["episode"] = renumbered(columns["episode"])
     row, next_row, heldout = (columns.pop(name) for name in ("row", "next_row", "heldout"))
     dataset = dataclasses.replace(dataset, spec=spec, columns=columns, obs=obs)
     return dataclasses.replace(dataset, row=row, next_row=next_row, heldout=heldout)

@@ -34,6 +34,8 @@ HELDOUT, RETURN_TO_GO = "heldout", "return_to_go"
 """Columns of condensed data, whose steps stand alone: elsewhere, both are computed from whole episodes."""
 MEMBERS, MEMBER = "members", "member"
 """Columns of a committee: the params of all members, and the number of the member that acts in the episode."""
+TEACHER_OBS = "teacher_obs"
+"""Column of the observations of the teacher, if they differ from those of the student and are stored."""
 RESUME = "`rldistill collect FILE --resume`"
 BROKEN = f"not a complete block ({{}}). Delete it, and collect it again: {RESUME}."
 

@@ -12,14 +12,13 @@ from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import FINAL, HELDOUT, LEAD, STEP, Block, BlockKey, Columns
-from rldistill.data.dataset import Dataset
+from rldistill.data.blocks import FINAL, HELDOUT, LEAD, STEP, TEACHER_OBS, Block, BlockKey, Columns
+from rldistill.data.dataset import Dataset, spread
 from rldistill.data.manifest import CONDENSE, Condensed, Manifest, Round, discount, open_derived, store_block
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.encoding import encode
 
-TEACHER_OBS = "teacher_obs"
 MIN_STD = 1e-6
 
 
@@ -71,9 +70,9 @@ def condense(
         if weighted:
             weights = state_weights(data.spec.head, torch.from_numpy(data.columns["teacher"][train])).numpy()
         chosen = k_centers(state_points(data, train), weights, keep, report)
-        spread = np.linspace(0, len(heldout) - 1, min(keep, len(heldout))).astype(np.int64)
-        rows = np.concatenate([train[chosen], heldout[spread]])
-        columns = isolated_steps(data, rows, _teacher_obs(before))
+        rows = np.concatenate([train[chosen], spread(heldout, keep)])
+        teacher_obs = None if before.teacher_spec is None else before.read_column(TEACHER_OBS)
+        columns = isolated_steps(data, rows, teacher_obs)
         manifest.add_blocks([store_block(folder, BlockKey(0, 0, 0), Block(columns, end_hash=""))])
     return Dataset.read([folder], gamma, memory_gb=memory_gb)
 
@@ -163,11 +162,3 @@ def isolated_steps(data: Dataset, rows: NDArray[np.int64], teacher_obs: NDArray[
     if teacher_obs is not None:
         columns[TEACHER_OBS] = teacher_obs[obs_rows]
     return columns
-
-
-def _teacher_obs(manifest: Manifest) -> NDArray[np.generic] | None:
-    """Return the observations of the teacher, if they are stored, in the order of the observations of the dataset."""
-    if manifest.teacher_spec is None:
-        return None
-    blocks = [manifest.read_block(entry, [TEACHER_OBS]) for entry in manifest.blocks]
-    return np.concatenate([block.columns[TEACHER_OBS] for block in blocks])

@@ -78,7 +78,7 @@ def require_counts(columns: Columns, rows: int, steps: int) -> None:
 
 def _shapes(spec: PolicySpec, teacher_spec: PolicySpec | None) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("kind", "reward", "actor", *FLAGS, *COUNTS), ())
-    shapes["action"] = () if spec.head.single_choice else (len(spec.head.choices) or len(spec.head.low),)
+    shapes["action"] = spec.head.action_shape
     shapes |= dict.fromkeys(("teacher", "next_teacher"), (spec.head.num_params,))
     shapes["obs"] = spec.obs_shape[1:] if spec.frames else spec.obs_shape
     if spec.members:

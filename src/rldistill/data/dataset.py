@@ -147,7 +147,7 @@ class Dataset:
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the rows of at most `count` transitions, evenly spread over all."""
-        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return spread(np.arange(len(self)), count)
 
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the observations of some transitions, `[B, *spec.obs_shape]`."""
@@ -174,7 +174,7 @@ class Dataset:
             raise ConfigError(f"dataset: it has {len(whole)} whole episodes, expected {count}. Collect more steps.")
         rows = np.flatnonzero(np.isin(episode, whole[:count]))
         columns = {name: column[rows] for name, column in self.columns.items()}
-        columns["episode"] = np.unique(columns["episode"], return_inverse=True)[1].astype(np.int32)
+        columns["episode"] = renumbered(columns["episode"])
         obs, row, next_row = self.obs, self.row[rows], self.next_row[rows]
         if self.spec.frames is None:  # else a stack also takes the frames before its own
             used, places = np.unique(np.concatenate([row, next_row]), return_inverse=True)
@@ -229,6 +229,16 @@ class Dataset:
         return float(np.sqrt(np.square(self.columns["return_to_go"] - self.columns["value"]).mean()))
 
 
+def spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return at most `count` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+
+
+def renumbered(episodes: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the numbers of episodes, or rows that identify them, without gaps, in the same order."""
+    return np.unique(episodes, axis=0, return_inverse=True)[1].astype(np.int32)
+
+
 def action_gap(values: NDArray[np.floating[Any]]) -> float:
     """Return the mean difference between the best and the second-best of action values `[N, A]`."""
     top = np.partition(values, -2, axis=1)[:, -2:]
@@ -260,7 +270,7 @@ def _read_columns(blocks: Sequence[tuple[int, Manifest, BlockEntry]], obs: NDArr
     dtype = np.int32 if len(obs) <= np.iinfo(np.int32).max else np.int64
     columns |= {name: columns[name].astype(dtype) for name in ("row", "next_row")}
     key = np.column_stack([columns.pop("source"), columns.pop("slot"), columns["episode"]])
-    columns["episode"] = np.unique(key, axis=0, return_inverse=True)[1].astype(np.int32)
+    columns["episode"] = renumbered(key)
     return columns
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     Field,
@@ -251,6 +253,11 @@ class Manifest(Origin, frozen=False):
             except ValueError as error:
                 raise CorruptArtifactError(f"{path}: {BROKEN.format(error)}") from None
         return block
+
+    def read_column(self, name: str) -> NDArray[Any]:
+        """Read a column of all blocks, in the order of the observations of the dataset."""
+        blocks = (self.read_block(entry, [name]) for entry in self.blocks)
+        return np.concatenate([block.columns[name] for block in blocks])
 
     def check(self) -> None:
         """Compare every block with its hash; raise CorruptArtifactError for the first that differs."""

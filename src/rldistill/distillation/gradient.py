@@ -17,10 +17,10 @@ from torch.optim.adamw import adamw
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.core.policy import Batch, PolicyOutput, autocast, resolve_device, to_device
 from rldistill.core.schedules import Cosine
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import Dataset, spread
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label, spread
+from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label
 from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress

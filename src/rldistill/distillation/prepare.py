@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rldistill.core.entries import split_parts
 from rldistill.core.spec import BYTES, PolicySpec
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import Dataset, spread
 from rldistill.distillation.config import DistillConfig
 from rldistill.losses import BellmanTarget
 from rldistill.policies.encoding import encode, encoded_moments, moments_shape
@@ -91,8 +91,3 @@ def frozen_features(
         for part in np.array_split(np.arange(count), max(1, count // IMAGES_PER_BATCH)):
             features[part] = policy.frozen_features(observations(part).to(device)).cpu().numpy()
     return features
-
-
-def spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return at most `count` of the rows, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]

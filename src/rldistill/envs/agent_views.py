@@ -86,13 +86,13 @@ def agent_views_of(env: Env, wrap: Wrap, views: Mapping[str, Any]) -> AgentViews
     joint = env.unwrapped
     if not isinstance(joint, JointEnv):
         raise ConfigError(f"{where}: the environment has one agent. List its wrappers themselves.")
-    known = {"all", *(agent.name for agent in joint.agents), *(agent.type for agent in joint.agents)}
+    known = {key for agent in joint.agents for key in agent.keys}
     if unknown := [name for name in views if name not in known]:
         raise ConfigError(f"{where}: there is no agent {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     wrappers = wrappers_of_agents(views)
     taps, wrapped = dict[str, AgentTap](), dict[str, Env]()
     for agent in joint.agents:
-        key = next((key for key in (agent.name, agent.type, "all") if key in wrappers), None)
+        key = next((key for key in agent.keys if key in wrappers), None)
         if key is not None:
             taps[agent.name] = AgentTap(env, joint, agent.name)
             wrapped[agent.name] = wrap(taps[agent.name], wrappers[key])

@@ -116,6 +116,17 @@ def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: sp
     return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
 
+def action_space(head: ActionHead) -> spaces.Space[Any]:
+    """Return the space of the actions of a head, the reverse of `spec_from_spaces`."""
+    if head.single_choice:
+        return spaces.Discrete(head.nvec[0])
+    if isinstance(head, BernoulliHead):
+        return spaces.MultiBinary(head.nvec[0])
+    if head.discrete:
+        return spaces.MultiDiscrete([*head.nvec])
+    return spaces.Box(np.array(head.low, np.float32), np.array(head.high, np.float32))
+
+
 def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
     """Return the pipeline that stacks gray frames; None for other observations, which are stored as they are."""
     space = env.observation_space

@@ -29,7 +29,7 @@ class AgentsRuntime(ExportedPolicy):
         super().__init__(interface)
         groups: dict[str, list[str]] = {}
         for agent in interface.spec.agents:
-            file = next((path for path in map(file_of, (agent.name, agent.type, "all")) if path in files), None)
+            file = next((path for path in map(file_of, agent.keys) if path in files), None)
             if file is None:
                 raise CorruptArtifactError(f"{folder}: there is no file for {agent.name}. Export again.")
             groups.setdefault(file, []).append(agent.name)

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.entries import first_entry
 from rldistill.core.errors import CorruptArtifactError, error_text
-from rldistill.core.heads import BernoulliHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.exporters.javascript import read_program, runtime
@@ -57,16 +57,6 @@ class Interface:
         return cls(policy.spec, None if initial is None else tuple(initial.shape[1:]))
 
     @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of an action."""
-        head = self.spec.head
-        return (
-            ()
-            if head.single_choice
-            else (sum(head.nvec) if isinstance(head, BernoulliHead) else len(head.nvec or head.low),)
-        )
-
-    @property
     def action_dtype(self) -> str:
         """Type of the numbers of an action."""
         return "int64" if self.spec.head.discrete else "float32"
@@ -90,7 +80,7 @@ class ExportedPolicy(ABC):
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for observations `[B, ...]`, and the next state."""
         if self.state_shape is not None and state is None:
-            state = self.initial_state(len(next(iter(obs.values())) if isinstance(obs, dict) else obs))
+            state = self.initial_state(len(first_entry(obs)))
         before = None if state is None else state.numpy().astype(np.float32)
         action, params, after = self.run(raw_entries(obs, self.spec), before)
         output = ExportedOutput(self.spec.head, torch.from_numpy(params), action=torch.from_numpy(action))
@@ -129,7 +119,7 @@ class OnnxRuntime(ExportedPolicy):
             after = rest.pop() if state is not None else None
             params = np.concatenate(rest, 1)
             size = len(next(iter(entries.values())))
-            if action.shape != (size, *self.interface.action_shape) or params.shape != (
+            if action.shape != (size, *self.spec.head.action_shape) or params.shape != (
                 size,
                 self.spec.head.num_params,
             ):
@@ -156,7 +146,7 @@ class CRuntime(ExportedPolicy):
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the function on each observation of a batch."""
         size = len(next(iter(entries.values())))
-        actions = np.zeros((size, max(1, math.prod(self.interface.action_shape))), self.interface.action_dtype)
+        actions = np.zeros((size, max(1, math.prod(self.spec.head.action_shape))), self.interface.action_dtype)
         params = np.zeros((size, self.spec.head.num_params), np.float32)
         states = self.interface.state_size
         after = None if state is None else np.zeros_like(state)
@@ -170,7 +160,7 @@ class CRuntime(ExportedPolicy):
             self._library.policy_step(*pointers)
             if after is not None:
                 after[row] = self._struct[:states].reshape(after.shape[1:])
-        return actions.reshape(size, *self.interface.action_shape), params, after
+        return actions.reshape(size, *self.spec.head.action_shape), params, after
 
 
 def compiler() -> str | None:
@@ -227,7 +217,7 @@ class NodeRuntime(ExportedPolicy):
         actions = np.array([result["action"] for result in results], self.interface.action_dtype)
         params = np.array([result["params"] for result in results], np.float32)
         after = None if state is None else np.array([result["state"] for result in results], np.float32)
-        shaped = actions.reshape(size, *self.interface.action_shape)
+        shaped = actions.reshape(size, *self.spec.head.action_shape)
         return shaped, params, None if after is None or state is None else after.reshape(state.shape)
 
     def _ask(self, request: dict[str, Any]) -> Any:

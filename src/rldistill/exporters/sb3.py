@@ -254,5 +254,5 @@ class Sb3Runtime(ExportedPolicy):
         action, params = output.mode().numpy(), output.params.numpy()
         if self._model is not None:
             action, _ = self._model.predict(entries if spec.parts else obs, deterministic=True)
-        dtype = np.int64 if self.spec.head.discrete else np.float32
-        return np.asarray(action).reshape(-1, *self.interface.action_shape).astype(dtype), params, None
+        shaped = np.asarray(action).reshape(-1, *spec.head.action_shape)
+        return shaped.astype(self.interface.action_dtype), params, None

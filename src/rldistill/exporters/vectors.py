@@ -79,5 +79,5 @@ def raw_entries(obs: Obs, spec: PolicySpec) -> dict[str, NDArray[Any]]:
     if not spec.parts:
         assert isinstance(obs, Tensor)
         return {"obs": np.ascontiguousarray(obs.numpy().astype(spec.obs_dtype, copy=False))}
-    entries = split_parts(obs, spec) if isinstance(obs, Tensor) else obs
+    entries = split_parts(obs, spec)
     return {key: np.ascontiguousarray(entries[key].numpy().astype(part.dtype)) for key, part in spec.parts}

@@ -1,5 +1,6 @@
 """Results of user code: actions as parameters of a head, and errors as one line."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from rldistill.core.heads import ActionHead, BernoulliHead
 
 def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Tensor:
     """Return the actions of a function as parameters `[count, P]`; raise SpecMismatchError if they are invalid."""
-    size = head.nvec[0] if isinstance(head, BernoulliHead) else len(head.nvec) or len(head.low)
+    size = math.prod(head.action_shape)
     if not head.discrete:
         form = f"{size} numbers"
     elif isinstance(head, BernoulliHead):

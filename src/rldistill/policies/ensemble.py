@@ -12,6 +12,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.heads import ILLEGAL, MASK, ActionHead, BernoulliHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
+from rldistill.policies.joint import joint_state, step_all
 
 Vote = Literal["mean", "majority", "confidence"]
 
@@ -92,12 +93,12 @@ class Ensemble:
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the members' states side by side, `[B, N]`; None if no member is recurrent."""
-        return self._join([member.initial_state(batch_size) for member in self.members])
+        return joint_state(self.members, batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the combined output for a batch of observations, and the next state."""
-        results = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
-        return self._combined([output for output, _ in results]), self._join([own for _, own in results])
+        outputs, after = step_all(self.members, [obs] * len(self.members), state)
+        return self._combined(outputs), after
 
     def _combined(self, outputs: list[PolicyOutput]) -> PolicyOutput:
         head = self._head
@@ -106,21 +107,6 @@ class Ensemble:
         combined = PolicyOutput(head, self._params(head, outputs))
         masks = [output.mask for output in outputs if output.mask is not None]
         return combined.masked(torch.stack(masks).all(0)) if masks else combined
-
-    @staticmethod
-    def _join(states: list[Tensor | None]) -> Tensor | None:
-        flat = [state.flatten(1) for state in states if state is not None]
-        return torch.cat(flat, 1) if flat else None
-
-    def _split(self, state: Tensor | None) -> list[Tensor | None]:
-        if state is None:
-            return [None] * len(self.members)
-        parts, offset = [], 0
-        for member in self.members:
-            own = member.initial_state(1)
-            parts.append(None if own is None else state[:, offset : offset + own.numel()].reshape(-1, *own.shape[1:]))
-            offset += 0 if own is None else own.numel()
-        return parts
 
     def _params(self, head: ActionHead, outputs: list[PolicyOutput]) -> Tensor:
         """Return the head's parameters `[B, P]` with no action ruled out."""

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rldistill.core.entries import split_parts
+from rldistill.core.entries import first_entry, split_parts
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import LARGEST, MASK, ActionHead, CategoricalHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
@@ -149,20 +149,20 @@ def _as_distribution(output: PolicyOutput, head: ActionHead) -> Tensor:
     return output.params
 
 
-def _joint_state(policies: Sequence[Policy], batch_size: int) -> Tensor | None:
+def joint_state(policies: Sequence[Policy], batch_size: int) -> Tensor | None:
     """Return the initial states of several policies one after another, `[B, S]`; None if none has one."""
     states = [policy.initial_state(batch_size) for policy in policies]
     flat = [state.flatten(1) for state in states if state is not None]
     return torch.cat(flat, 1) if flat else None
 
 
-def _step_all(
+def step_all(
     policies: Sequence[Policy], observations: Sequence[Obs], state: Tensor | None
 ) -> tuple[list[PolicyOutput], Tensor | None]:
     """Return the outputs of policies for their observations, and the next states one after another."""
     outputs, states, start = [], list[Tensor](), 0
     for policy, obs in zip(policies, observations, strict=True):
-        own_state = policy.initial_state(len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
+        own_state = policy.initial_state(len(first_entry(obs)))
         if own_state is not None and state is not None:
             stop = start + own_state[0].numel()
             own_state, start = state[:, start:stop].reshape(own_state.shape), stop
@@ -193,17 +193,17 @@ class JointPolicy:
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the states of all members, `[B, S]`; None if none has one."""
-        return _joint_state(self.members, batch_size)
+        return joint_state(self.members, batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the joint output for joint observations, and the next state."""
-        entries = split_parts(obs, self.views[0].joint) if isinstance(obs, Tensor) else obs
+        entries = split_parts(obs, self.views[0].joint)
         observations: list[Obs] = []
         for view, member in zip(self.views, self.members, strict=True):
             own = view.observe(entries)
             keys = [key for key in own if key in member.spec.entries]
             observations.append({key: own[key] for key in keys} if keys else own[OWN])
-        outputs, after = _step_all(self.members, observations, state)
+        outputs, after = step_all(self.members, observations, state)
         head = self.spec.head
         joint = PolicyOutput(head, joint_params(outputs, head))
         return (joint.masked(entries[MASK]) if MASK in entries else joint), after
@@ -224,11 +224,11 @@ class MixedTeam:
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the states of both policies, `[B, S]`; None if none has one."""
-        return _joint_state((self.policy, self.substitute), batch_size)
+        return joint_state((self.policy, self.substitute), batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return a policy that certainly takes the most likely joint action, with the next state."""
-        outputs, after = _step_all((self.policy, self.substitute), (obs, obs), state)
+        outputs, after = step_all((self.policy, self.substitute), (obs, obs), state)
         actions = [output.mode() for output in outputs]
         action = actions[0].clone()
         # A teacher of another library may not know the names of its agents.
@@ -253,7 +253,7 @@ class RandomTeam:
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return random params, whose mode is a random action, and None."""
-        entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
+        entries = split_parts(obs, self.spec)
         like, head = next(iter(entries.values())), self.spec.head.neutral
         size = len(like), head.num_params
         params = torch.rand(size, generator=self.generator)

@@ -186,7 +186,7 @@ class NetworkPolicy(nn.Module):
         return PolicyOutput(self.spec.head, params, value, features)
 
     def _entries(self, obs: Obs) -> Obs:
-        return split_parts(obs, self.spec) if self.spec.parts and isinstance(obs, Tensor) else obs
+        return split_parts(obs, self.spec) if self.spec.parts else obs
 
     def _legal(self, output: PolicyOutput, entries: Obs) -> PolicyOutput:
         return output if isinstance(entries, Tensor) or MASK not in entries else output.masked(entries[MASK])

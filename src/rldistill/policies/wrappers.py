@@ -29,7 +29,7 @@ class ActionMaskedPolicy(PolicyWrapper):
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output with illegal actions ruled out, and its next state."""
-        entries = split_parts(obs, self.env_spec) if isinstance(obs, Tensor) else dict(obs)
+        entries = split_parts(obs, self.env_spec)
         mask = entries.pop(MASK)
         inner = self.policy.spec
         if not inner.parts:
@@ -75,8 +75,8 @@ class ChannelsLastPolicy(PolicyWrapper):
         if not spec.parts:
             assert isinstance(obs, Tensor)
             return self.policy(obs.movedim(-1, 1).contiguous(), state)
-        entries = split_parts(obs, spec) if isinstance(obs, Tensor) else obs
-        transposed = {k: v.movedim(-1, 1).contiguous() if k in self.images else v for k, v in entries.items()}
+        entries = split_parts(obs, spec).items()
+        transposed = {k: v.movedim(-1, 1).contiguous() if k in self.images else v for k, v in entries}
         return self.policy(transposed, state)
 
 

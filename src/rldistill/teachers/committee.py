@@ -70,7 +70,7 @@ class EntryPolicy(PolicyWrapper):
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output of the policy for its own observation, and its next state."""
-        own = (split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs)[self.name]
+        own = split_parts(obs, self.spec)[self.name]
         return self.policy(own.to(getattr(torch, self.policy.spec.obs_dtype)), state)
 
 

@@ -184,11 +184,11 @@ class TeamTeacher:
         if spec is None or not spec.agents:
             raise ConfigError("teacher.agents: the environment has one agent. Give the path of one policy.")
         views, loaded, members = agent_views(spec), dict[str, Policy](), []
-        known = {"all", *(agent.name for agent in spec.agents), *(agent.type for agent in spec.agents)}
+        known = {key for agent in spec.agents for key in agent.keys}
         if unknown := [name for name in self.agents if name not in known]:
             raise ConfigError(f"teacher.agents: there is no agent {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
         for view in views:
-            keys = [key for key in (view.agent.name, view.agent.type, "all") if key in self.agents]
+            keys = [key for key in view.agent.keys if key in self.agents]
             if not keys:
                 raise ConfigError(f"teacher.agents: {view.agent.name} has no policy. Add one by its name or type.")
             if keys[0] not in loaded:

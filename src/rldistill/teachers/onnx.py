@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.entries import flat_values, split_parts
+from rldistill.core.entries import first_entry, flat_values, split_parts
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
     RESAVE_HINT,
@@ -55,8 +55,8 @@ class OnnxPolicy(FilePolicy):
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for observations `[B, ...]`, and the next state."""
-        entries = split_parts(obs, self.spec) if self.spec.parts and isinstance(obs, Tensor) else obs
-        first = entries if isinstance(entries, Tensor) else next(iter(entries.values()))
+        entries = split_parts(obs, self.spec) if self.spec.parts else obs
+        first = first_entry(entries)
         if state is None:
             state = self.initial_state(len(first))
         params, after = self._run(entries, state)

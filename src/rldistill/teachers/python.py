@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.core.entries import flat_values, split_parts
+from rldistill.core.entries import first_entry, flat_values, split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK, HeadKind
@@ -116,7 +116,7 @@ class FunctionPolicy:
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the actions as one-hot logits; raise SpecMismatchError for invalid ones and for another state."""
-        first = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
+        first = first_entry(obs)
         count, device = len(first), first.device
         arrays, mask = self._to_numpy(obs)
         kwargs: dict[str, Any] = {} if mask is None else {"action_masks": mask.numpy().astype(bool)}
@@ -151,8 +151,7 @@ class FunctionPolicy:
         """Return the observations as the environment returns them, and the mask if there is one."""
         if not self.spec.parts and isinstance(obs, Tensor):
             return obs.cpu().numpy(), None
-        split = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
-        entries = {key: entry.cpu() for key, entry in split.items()}
+        entries = {key: entry.cpu() for key, entry in split_parts(obs, self.spec).items()}
         mask = entries.pop(MASK, None)
         arrays = {key: entry.numpy().astype(self.spec.entries[key].dtype) for key, entry in entries.items()}
         return arrays if self.spec.unmasked.parts else arrays["obs"], mask
@@ -209,7 +208,7 @@ class NamedPolicy(PolicyWrapper):
         is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], PolicyOutput)
         self._require(is_pair, "__call__", result, "a pair of PolicyOutput and state")
         output, after = result
-        first = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
+        first = first_entry(obs)
         shape, params = (len(first), self.spec.head.num_params), output.params
         is_valid = isinstance(params, Tensor) and params.shape == shape and not params.is_complex()
         self._require(is_valid, "params", params, f"a tensor of {list(shape)}")

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from rldistill.core.errors import ConfigError, MissingExtraError
 
 PREFIX = "minari:"
-TEACHER_OBS = "teacher_obs"
 ORIGIN = "rldistill"
 """Key of our entry in the metadata of Minari."""
 

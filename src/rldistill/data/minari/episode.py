@@ -11,9 +11,9 @@ from rldistill.core.entries import join_parts
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import FINAL, LABELS, STEP, Columns
+from rldistill.data.blocks import FINAL, LABELS, STEP, TEACHER_OBS, Columns
 from rldistill.data.manifest import Origin
-from rldistill.data.minari import TEACHER_OBS, append_row
+from rldistill.data.minari import append_row
 
 ADVICE = "Download or export it again."
 
@@ -108,10 +108,9 @@ def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArra
 def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:
     """Return the actions of an episode, `[T]` for one integer, `[T, A]` otherwise."""
     array, dtype = np.asarray(found), np.int64 if head.discrete else np.float32
-    if head.single_choice:
-        return _numbers(where, array, (steps,), dtype, head.choices)
-    array = array.reshape(*array.shape[:1], math.prod(array.shape[1:]))
-    return _numbers(where, array, (steps, len(head.choices or head.low)), dtype, head.choices)
+    if not head.single_choice:
+        array = array.reshape(*array.shape[:1], math.prod(array.shape[1:]))
+    return _numbers(where, array, (steps, *head.action_shape), dtype, head.choices)
 
 
 def _numbers(where: str, found: Any, shape: tuple[int, ...], dtype: Any, sizes: tuple[int, ...] = ()) -> NDArray[Any]:

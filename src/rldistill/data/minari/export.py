@@ -14,12 +14,12 @@ from gymnasium import spaces
 
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, error_text
-from rldistill.core.heads import BernoulliHead, MultiCategoricalHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELS
+from rldistill.data.blocks import LABELS, TEACHER_OBS
 from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.manifest import Manifest, Origin
-from rldistill.data.minari import ORIGIN, PREFIX, TEACHER_OBS, append_row, open_minari
+from rldistill.data.minari import ORIGIN, PREFIX, append_row, open_minari
+from rldistill.envs.spaces import action_space
 from rldistill.io.progress import Progress, stage_progress
 
 
@@ -37,11 +37,11 @@ def export_minari(source: Path | str, name: str, progress: Progress | bool = Tru
         raise ConfigError(f"{PREFIX}{name}: {folder} exists. Choose another name, or delete it.")
     data, manifest = Dataset.read([Path(source)]), Manifest.read(Path(source))
     data.require_every_label("Minari")
-    observation_space, action_space = _spaces(data.spec)
+    actions = action_space(data.spec.head)
     buffers = []
     with stage_progress(progress, "export", "steps") as report:
         for arrays in _episodes(data, manifest):
-            arrays["actions"] = arrays["actions"].astype(action_space.dtype)
+            arrays["actions"] = arrays["actions"].astype(actions.dtype)
             buffers.append(minari.data_collector.EpisodeBuffer(**arrays))
             report.update(sum(len(buffer.rewards) for buffer in buffers), len(data))
     try:
@@ -50,8 +50,8 @@ def export_minari(source: Path | str, name: str, progress: Progress | bool = Tru
             stored = minari.create_dataset_from_buffers(
                 name,
                 buffers,
-                observation_space=observation_space,
-                action_space=action_space,
+                observation_space=_observation_space(data.spec),
+                action_space=actions,
                 data_format="arrow",
                 jpeg_encoding=False,
                 description=f"Collected by rldistill in {manifest.env.id}",
@@ -69,8 +69,7 @@ def _episodes(data: Dataset, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Yield the fields of an `EpisodeBuffer` for each episode."""
     columns, spec = data.columns, data.spec
     if manifest.teacher_spec is not None:  # in the order of the observations of the dataset
-        blocks = [manifest.read_block(entry, [TEACHER_OBS]) for entry in manifest.blocks]
-        teacher_obs = np.concatenate([block.columns[TEACHER_OBS] for block in blocks])
+        teacher_obs = manifest.read_column(TEACHER_OBS)
         teacher_obs = teacher_obs.reshape(len(teacher_obs), -1)
     for rows in episode_rows(columns):
         ended = bool(columns["terminated"][rows[-1]] | columns["truncated"][rows[-1]])
@@ -98,8 +97,7 @@ def _episodes(data: Dataset, manifest: Manifest) -> Iterator[dict[str, Any]]:
         }
 
 
-def _spaces(spec: PolicySpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-    """Return the observation space and the action space."""
+def _observation_space(spec: PolicySpec) -> spaces.Space[Any]:
     entries: dict[str, spaces.Space[Any]] = {}
     for key, part in spec.entries.items():
         dtype = np.dtype(part.dtype)
@@ -111,13 +109,4 @@ def _spaces(spec: PolicySpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
             entries[key] = spaces.Box(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max), part.shape, dtype.type)
         else:
             entries[key] = spaces.Box(-math.inf, math.inf, part.shape, dtype.type)
-    head, actions = spec.head, spaces.Space[Any]()
-    if head.single_choice:
-        actions = spaces.Discrete(head.nvec[0])
-    elif isinstance(head, MultiCategoricalHead):
-        actions = spaces.MultiDiscrete(list(head.nvec))
-    elif isinstance(head, BernoulliHead):
-        actions = spaces.MultiBinary(head.nvec[0])
-    else:
-        actions = spaces.Box(np.array(head.low, np.float32), np.array(head.high, np.float32))
-    return spaces.Dict(entries) if spec.parts else entries[""], actions
+    return spaces.Dict(entries) if spec.parts else entries[""]

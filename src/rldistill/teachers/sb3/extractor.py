@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rldistill.core.entries import first_entry
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import import_name
 from rldistill.core.spec import Obs, PolicySpec, are_small
@@ -82,8 +83,7 @@ class ExtractorPolicy(ActorPolicy):
     def _features(self, standardized: Obs) -> Tensor:
         with wrap_errors(f"teacher: {self.reference}"):
             features = self.extractor(standardized)
-        first = standardized if isinstance(standardized, Tensor) else next(iter(standardized.values()))
-        expected = (len(first), self.config.features)
+        expected = (len(first_entry(standardized)), self.config.features)
         if not isinstance(features, torch.Tensor) or features.shape != expected:
             found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise ConfigError(

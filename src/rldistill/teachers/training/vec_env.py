@@ -16,7 +16,7 @@ from rldistill.core.heads import MASK
 from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig, ObsPart, PolicySpec, part_sizes
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
-from rldistill.envs.spaces import spec_from_env
+from rldistill.envs.spaces import action_space, spec_from_env
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.policies.joint import AgentView, JointPolicy, agent_views
 from rldistill.policies.network import NetworkPolicy
@@ -134,7 +134,7 @@ class AgentVecEnv(SteppingVecEnv):
         is_picture = spec.obs_dtype == "uint8"
         low, high, dtype = (0, 255, np.uint8) if is_picture else (-np.inf, np.inf, np.float32)
         observations = spaces.Box(low, high, spec.obs_shape, dtype)
-        VecEnv.__init__(self, env.num_envs * len(views), observations, _own_actions(spec))
+        VecEnv.__init__(self, env.num_envs * len(views), observations, action_space(spec.head))
 
     def reset(self) -> Any:
         """Reset all environments; return the observations of all agents, those of one environment side by side."""
@@ -155,13 +155,6 @@ class AgentVecEnv(SteppingVecEnv):
 
     def _rows(self, obs: NDArray[Any]) -> NDArray[Any]:
         return obs[:, self._columns].reshape(-1, *self._shape)
-
-
-def _own_actions(spec: PolicySpec) -> spaces.Space[Any]:
-    head = spec.head
-    if not head.discrete:
-        return spaces.Box(np.array(head.low, np.float32), np.array(head.high, np.float32))
-    return spaces.Discrete(head.nvec[0]) if head.single_choice else spaces.MultiDiscrete([*head.nvec])
 
 
 def shared_views(env: EnvConfig) -> list[AgentView]:
