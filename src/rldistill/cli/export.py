@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rldistill.cli.completion import complete_source, complete_student
+from rldistill.cli.completion import complete_source
 from rldistill.cli.errors import EXIT_FALSE, CommandGroup, command_group
 from rldistill.cli.options import (
     ENV_HELP,
@@ -16,6 +16,7 @@ from rldistill.cli.options import (
     EnvKwargs,
     Overwrite,
     Quiet,
+    StudentOfRun,
     output,
     parse_env,
     print_result,
@@ -50,10 +51,7 @@ def policy(
             help="Folder of a run, or path of any policy.", show_default=False, autocompletion=complete_source
         ),
     ],
-    student: Annotated[
-        str | None,
-        typer.Option("--student", help="Student of the run.", show_default=False, autocompletion=complete_student),
-    ] = None,
+    student: StudentOfRun = None,
     to: Annotated[str | None, typer.Option("--to", help="Formats: onnx,int8,c,html,sb3. [default: onnx,c]")] = None,
     env: OptionalEnv = None,
     env_kwarg: EnvKwargs = None,

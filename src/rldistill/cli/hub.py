@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rldistill.cli.completion import complete_run, complete_student
 from rldistill.cli.errors import command_group
-from rldistill.cli.options import Quiet
+from rldistill.cli.options import Quiet, RunFolder, StudentOfRun
 
 hub = command_group(help="Publish students on the Hugging Face Hub; `teacher: hub:OWNER/NAME` reads one.")
 
@@ -21,14 +19,9 @@ def describe() -> None:
 
 @hub.command()
 def push(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, autocompletion=complete_run)
-    ],
+    run: RunFolder,
     repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="Repository.", show_default=False)],
-    student: Annotated[
-        str | None,
-        typer.Option("--student", help="Student of the run.", show_default=False, autocompletion=complete_student),
-    ] = None,
+    student: StudentOfRun = None,
     private: Annotated[bool, typer.Option("--private", help="Create a repository that only you see.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of a repository that has some.")

@@ -7,8 +7,9 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import typer
 
@@ -26,8 +27,10 @@ from rldistill.cli.options import (
     File,
     Overrides,
     Overwrite,
+    Page,
     Quiet,
     Resume,
+    RunFolder,
     ShardOption,
     Workers,
     mode_of,
@@ -54,6 +57,10 @@ app.add_typer(hub, name="hub")
 app.add_typer(doctor, name="doctor")
 
 
+Stage: TypeAlias = "Callable[[rldistill.Run, rldistill.Mode, bool], Any]"
+"""Function of a stage, called with a run, the mode and True for no output."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(rldistill.__version__)
@@ -73,37 +80,29 @@ def set_options(
 
 
 def _run_stage(
-    function: str, file: Path, overrides: list[str] | None, mode: rldistill.Mode, quiet: bool, as_json: bool = False
-) -> None:
+    stage: Stage, file: Path, overrides: list[str] | None, mode: rldistill.Mode, quiet: bool, as_json: bool = False
+) -> rldistill.Run:
     from rldistill.io.atomic import read_json
 
-    settings = rldistill.load_run(file, overrides or ())
+    run = rldistill.load_run(file, overrides or ())
     with output(quiet, as_json):
-        getattr(rldistill, function)(settings, mode, quiet)
+        stage(run, mode, quiet)
     if as_json:
-        print_json(read_json(settings.out / "evaluation.json"))
-    if function == "run_all" and settings.export is not None:
-        from rldistill.run.export import failed_exports
-
-        if failed_exports(settings):
-            raise typer.Exit(EXIT_FALSE)
+        print_json(read_json(run.out / "evaluation.json"))
+    return run
 
 
-def _run_shard(
-    stage: Literal["collect", "distill", "evaluate"],
-    file: Path,
-    settings: list[str],
-    shard: str,
-    mode: rldistill.Mode,
-    quiet: bool,
-) -> None:
+def _part_of(stage: Literal["collect", "distill", "evaluate"], shard: str | None, mode: rldistill.Mode) -> Stage:
+    """Return the function of a stage, or of one of its shards."""
     from rldistill.io.execution import Shard
     from rldistill.run.stages import run_shard
 
+    if shard is None:
+        return cast(Stage, getattr(rldistill, f"run_{stage}"))
     if mode == "overwrite":
         raise ConfigError("--overwrite: a shard cannot discard what the others write. Remove the folder first.")
-    with output(quiet):
-        run_shard(rldistill.load_run(file, settings), stage, Shard.parse(shard), quiet)
+    part = Shard.parse(shard)
+    return lambda run, mode, quiet: run_shard(run, stage, part, quiet)
 
 
 @app.command()
@@ -118,7 +117,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run all stages, from the teacher to the report."""
-    _run_stage("run_all", file, settings_of(overrides, backend, workers), mode_of(resume, overwrite), quiet, as_json)
+    from rldistill.run.export import failed_exports
+
+    settings, mode = settings_of(overrides, backend, workers), mode_of(resume, overwrite)
+    run = _run_stage(rldistill.run_all, file, settings, mode, quiet, as_json)
+    if run.export is not None and failed_exports(run):
+        raise typer.Exit(EXIT_FALSE)
 
 
 @app.command()
@@ -126,7 +130,7 @@ def train(
     file: File, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False
 ) -> None:
     """Train the teacher."""
-    _run_stage("run_train", file, overrides, mode_of(resume, overwrite), quiet)
+    _run_stage(rldistill.run_train, file, overrides, mode_of(resume, overwrite), quiet)
 
 
 @app.command()
@@ -142,10 +146,7 @@ def collect(
 ) -> None:
     """Collect a dataset that the teacher labels."""
     settings, mode = settings_of(overrides, backend, workers), mode_of(resume, overwrite)
-    if shard is None:
-        _run_stage("run_collect", file, settings, mode, quiet)
-    else:
-        _run_shard("collect", file, settings, shard, mode, quiet)
+    _run_stage(_part_of("collect", shard, mode), file, settings, mode, quiet)
 
 
 @app.command()
@@ -161,10 +162,7 @@ def distill(
 ) -> None:
     """Train the students."""
     settings, mode = settings_of(overrides, backend, workers), mode_of(resume, overwrite)
-    if shard is None:
-        _run_stage("run_distill", file, settings, mode, quiet)
-    else:
-        _run_shard("distill", file, settings, shard, mode, quiet)
+    _run_stage(_part_of("distill", shard, mode), file, settings, mode, quiet)
 
 
 @app.command()
@@ -183,14 +181,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate teacher, students and a random policy on the same episodes."""
+    if shard is not None and as_json:
+        raise ConfigError("--json: a shard has no result. Print that of the last command, without --shard.")
     settings = [*settings_of(overrides, backend, workers), *["evaluate.sequential=true"] * sequential]
     mode = mode_of(resume, overwrite)
-    if shard is None:
-        _run_stage("run_evaluate", file, settings, mode, quiet, as_json)
-    elif as_json:
-        raise ConfigError("--json: a shard has no result. Print that of the last command, without --shard.")
-    else:
-        _run_shard("evaluate", file, settings, shard, mode, quiet)
+    _run_stage(_part_of("evaluate", shard, mode), file, settings, mode, quiet, as_json)
 
 
 @app.command()
@@ -240,7 +235,7 @@ def compare(
         list[Path],
         typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False, autocompletion=complete_run),
     ],
-    page: Annotated[Path | None, typer.Option(help="HTML page of the result.")] = None,
+    page: Page = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: the results of each student, and the settings that differ."""
@@ -271,9 +266,7 @@ def explain(
 
 @app.command()
 def why(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, autocompletion=complete_run)
-    ],
+    run: RunFolder,
     student: Annotated[
         str | None,
         typer.Option(

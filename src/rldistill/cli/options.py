@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import rldistill
-from rldistill.cli.completion import complete_file, complete_setting, complete_teacher
+from rldistill.cli.completion import complete_file, complete_run, complete_setting, complete_student, complete_teacher
 from rldistill.core.errors import ConfigError, printable
 
 File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False, autocompletion=complete_file)]
@@ -29,6 +29,14 @@ Overrides = Annotated[
         autocompletion=complete_setting,
     ),
 ]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, autocompletion=complete_run)
+]
+StudentOfRun = Annotated[
+    str | None,
+    typer.Option("--student", help="Student of the run.", show_default=False, autocompletion=complete_student),
+]
+Page = Annotated[Path | None, typer.Option(help="HTML page of the result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
