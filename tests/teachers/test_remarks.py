@@ -46,7 +46,8 @@ def test_lost_normalizer_is_suspicious(algorithm: Any, env: Any, normalized: boo
     vector: Any = DummyVecEnv([env] * 4)
     vector = VecNormalize(vector) if normalized else vector
     settings = {"n_steps": 16, "batch_size": 16} if algorithm is PPO else {"buffer_size": 100, "learning_starts": 200}
-    algorithm("MlpPolicy", vector, policy_kwargs={"net_arch": [4]}, **settings).learn(64).save(tmp_path / "agent.zip")
+    model = algorithm("MlpPolicy", vector, seed=0, policy_kwargs={"net_arch": [4]}, **settings)
+    model.learn(64).save(tmp_path / "agent.zip")
     remarks = training_remarks(str(tmp_path / "agent.zip"), PENDULUM)
     assert any("VecNormalize), whose statistics are lost" in remark for remark in remarks) == normalized
     if normalized:

@@ -101,10 +101,14 @@ def parse_json(content: bytes) -> Any:
         raise ValueError(f"not valid JSON ({error})") from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_foreign_json(path: Path, value: Any) -> None:
     """Write JSON for another program, without a hash, atomically."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -91,6 +91,11 @@ class NetworkPolicy(nn.Module):
         self.obs_std.copy_(std)
 
     @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
     def has_value(self) -> bool:
         """True if the policy has a value."""
         return self.value_head is not None

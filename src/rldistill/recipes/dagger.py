@@ -20,7 +20,7 @@ from rldistill.io.atomic import START_AGAIN, Document, Mode, write_json
 from rldistill.io.progress import Progress, Round, subtask
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.job import Data, Run, StudentJob
+from rldistill.recipes.job import Data, StudentJob
 from rldistill.recipes.offline import FromDataset
 from rldistill.students.storage import load_native, save_policy
 
@@ -54,9 +54,6 @@ class Dagger(FromDataset):
     initial: str | None = None
 
     several_tasks = True
-
-    def units(self, run: Run) -> int:
-        return super().units(run) * (self.rounds + 1)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress, newest_only: bool = False) -> NetworkPolicy:
         """Distill on the teacher's dataset, then in each round on data that the student has collected.
@@ -109,9 +106,6 @@ class OnPolicy(FromDataset):
     rounds: Positive = 1
 
     several_tasks = True
-
-    def units(self, run: Run) -> int:
-        return super().units(run) * (self.rounds + 1)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         rounds = Dagger(rounds=self.rounds, steps_per_round=self.steps_per_round)

@@ -19,7 +19,7 @@ from rldistill.core.spec import PolicySpec, Side
 from rldistill.distillation.distill import distill
 from rldistill.distillation.weighting import require_weighting
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
+from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
@@ -270,6 +270,4 @@ def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Pro
 def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:
     """Return the returns of the episodes that select the best policy, which are not those of the evaluation."""
     episodes = getattr(run, run.recipe.learner or "ppo").eval_episodes
-    workers, max_steps = run.evaluate.env_workers, run.evaluate.max_steps
-    settings = PlayConfig(run.seed, VALIDATION, side=side, env_workers=workers, max_steps=max_steps)
-    return play(adapt_env(run.env, teacher), policy, episodes, settings).returns
+    return play(adapt_env(run.env, teacher), policy, episodes, run.play_config(side=side)).returns

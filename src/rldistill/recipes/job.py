@@ -16,8 +16,9 @@ from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, validated_dataclass
 from rldistill.core.policy import Policy
+from rldistill.core.spec import Side
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import FILE, Manifest
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.values import own_episodes
 from rldistill.envs.spaces import adapt_env
@@ -177,6 +178,20 @@ class Run:
         """Folder of the teacher's dataset."""
         return self.out / "dataset"
 
+    @property
+    def has_dataset(self) -> bool:
+        """True if the collection of the teacher's dataset has begun."""
+        return (self.dataset_folder / FILE).exists()
+
+    def policy_folders(self, name: str, kind: Literal["students", "controls"] = "students") -> dict[int, Path]:
+        """Return the folder of a student, or of its control, for each training seed."""
+        return {seed: self.out / kind / name / f"seed-{seed}" for seed in self.seeds}
+
+    def play_config(self, split: int = VALIDATION, first: int = 0, side: Side = "student") -> PlayConfig:
+        """Return the settings of the episodes of a split, from number `first` on, as the evaluation plays them."""
+        workers, max_steps = self.evaluate.env_workers, self.evaluate.max_steps
+        return PlayConfig(self.seed, split, first, side, env_workers=workers, max_steps=max_steps)
+
     def read_dataset(self) -> Dataset:
         """Read the dataset of the teacher."""
         return Dataset.read([self.dataset_folder], self.collect.gamma, memory_gb=self.collect.memory_gb)
@@ -271,9 +286,8 @@ class StudentJob:
 
     def validate(self, policy: Policy | None, episodes: int) -> float:
         """Return the mean return of a policy, or of random play, in validation episodes."""
-        config = self.run.evaluate
-        settings = PlayConfig(self.run.seed, VALIDATION, env_workers=config.env_workers, max_steps=config.max_steps)
-        return float(play(adapt_env(self.run.env, self.teacher), policy, episodes, settings).returns.mean())
+        env = adapt_env(self.run.env, self.teacher)
+        return float(play(env, policy, episodes, self.run.play_config()).returns.mean())
 
     def inputs(self) -> StageInputs:
         """Return all that the student depends on except its seed.

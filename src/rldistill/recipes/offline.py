@@ -58,8 +58,7 @@ def require_initial(folder: str, student: AnyStudent, spec: PolicySpec, env_id: 
 
 def require_other_folder(initial: str, run: Run, name: str) -> None:
     """Raise ConfigError if `initial` is a student of the run, which would replace it."""
-    folders = (run.out / "students" / name / f"seed-{seed}" for seed in run.seeds)
-    if Path(initial).resolve() in (folder.resolve() for folder in folders):
+    if Path(initial).resolve() in (folder.resolve() for folder in run.policy_folders(name).values()):
         raise ConfigError(
             f"recipe.initial: {initial} is a student of this run, which would replace it. Use another folder for the "
             "run (out=...)."
@@ -71,9 +70,14 @@ class FromDataset(Recipe):
 
     Attributes:
         initial: folder of a student to begin with, in place of new weights.
+        rounds: number of further fits of each student, after the first.
     """
 
     initial: str | None = None
+    rounds: int = 0
+
+    def units(self, run: Run) -> int:
+        return run.distill.epochs * (self.rounds + 1)
 
     def inputs(self, student: AnyStudent) -> dict[str, Any]:
         return {} if self.initial is None else {"recipe.initial": fingerprint(load_initial(self.initial, student))}
@@ -124,9 +128,6 @@ class BornAgain(FromDataset):
     """
 
     rounds: Positive = 1
-
-    def units(self, run: Run) -> int:
-        return super().units(run) * (self.rounds + 1)
 
     def check(self, run: Run, teacher: Policy) -> None:
         super().check(run, teacher)

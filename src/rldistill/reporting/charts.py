@@ -19,7 +19,7 @@ from markupsafe import Markup
 from rldistill.evaluation.results import PolicyResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import interval_text, number_text
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import write_text
 
 Line = list[tuple[float, float]]
 Series = dict[str, Line]
@@ -177,8 +177,7 @@ def templates() -> jinja2.Environment:
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Write a template, filled with values, as one HTML file that opens offline."""
-    page = templates().get_template(template).render(values)
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, templates().get_template(template).render(values))
 
 
 def _draw(macro: str, **values: Any) -> Markup:

@@ -9,7 +9,7 @@ from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows, robustness_rows, team_rows, verdict
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.evaluation.worlds import world_rows
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import write_text
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
 from rldistill.reporting.advice import next_step
@@ -66,7 +66,7 @@ def write_report(run: Path | str) -> Path:
     path = run / "report.html"
     write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired, playing=playing)
     card = model_card(evaluation, content["config"], dict(content["exports"]))
-    write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    write_text(run / "MODEL_CARD.md", card)
     return path
 
 

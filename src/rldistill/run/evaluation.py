@@ -94,17 +94,15 @@ def _evaluate_policies(
 ) -> Evaluation | None:
     """Evaluate the policies of a run of one task."""
     trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
-    has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
-    dataset = run.read_dataset() if has_dataset else None
+    dataset = run.read_dataset() if run.recipe.needs_dataset and run.has_dataset else None
     policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
     if isinstance(teacher, Committee):
         dataset, policies = _members_to_evaluate(teacher, dataset, run)
     for name in run.students:
-        policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
+        policies[name] = policy_runs(run.policy_folders(name), student_steps(run, name))
     for name in run.students if run.control != "none" else ():
-        folder = run.out / "controls" / name
-        steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
-        policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
+        folders = run.policy_folders(name, "controls")
+        policies[name + CONTROL_SUFFIX] = policy_runs(folders, max(map(steps_from_reward, folders.values())))
     if shard is not None:
         settings = run.env, policies, run.evaluate, run.out, shard
         evaluate_shard(*settings, seed=run.seed, progress=not quiet, execution=run.execution)
@@ -129,10 +127,8 @@ def _evaluate_tasks(
     if shard is not None:
         return None
     evaluations = cast(dict[str, Evaluation], results)
-    students = {name: load_native(run.out / "students" / name / f"seed-{run.seeds[0]}") for name in run.students}
-    parameters = {
-        name: sum(part.numel() for part in own.parameters() if part.requires_grad) for name, own in students.items()
-    }
+    students = {name: load_native(run.policy_folders(name)[run.seeds[0]]) for name in run.students}
+    parameters = {name: student.num_parameters for name, student in students.items()}
     evaluation = TasksEvaluation.of(evaluations, parameters, run.evaluate.margin)
     write_json(run.out / "evaluation.json", evaluation.to_dict())
     return evaluation

@@ -48,7 +48,7 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     certificates = []
     with record_run(run, mode, "export"):
         for name in _exported(run):
-            folder, source = run.out / "export" / name, run.out / "students" / name / f"seed-{run.seeds[0]}"
+            folder, source = run.out / "export" / name, run.policy_folders(name)[run.seeds[0]]
             require_result(source / "policy.json", "student", "distill")
             policy, new = load_native(source), mode
             if mode == "resume":

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -21,8 +21,8 @@ from rldistill.io.atomic import (
     read_jsonl,
     remove_unfinished,
     require_mode,
-    write_atomic,
     write_json,
+    write_text,
 )
 from rldistill.io.execution import Shard
 from rldistill.io.hub import COMMIT
@@ -88,14 +88,14 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
         times = _modification_times(run, stages)
         # First, since it marks the folder as that of a run.
         write_json(machine, provenance(run.seed) | ({"hub": commits} if commits else {}))
-        _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
+        write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
         try:
             yield
         except RLDistillError as error:
             if isinstance(error, ConfigError) if shard is not None else _modification_times(run, stages) == times:
                 for path, text in old.items():
                     if text is not None:
-                        _write_text(path, text)
+                        write_text(path, text)
                     elif shard is None:
                         path.unlink()
             raise
@@ -141,10 +141,6 @@ def use_recorded_commits(run: Run) -> None:
             REVISIONS[path] = commit
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
     """Return the modification times of the stages' files, without those that are written before any work."""
     early = (stage_inputs.FILE, "config.yaml", "provenance.json")
@@ -159,9 +155,8 @@ def require_result(file: Path, noun: str, verb: str) -> None:
         raise ConfigError(f"{file.parent}: there is no {noun} yet. {verb.capitalize()} it first: {command}.")
 
 
-def policy_runs(run: Run, folder: Path, steps: int) -> PolicyRuns:
+def policy_runs(folders: Mapping[int, Path], steps: int) -> PolicyRuns:
     """Return the policies of a student, or of its control, in the folders of its training seeds."""
-    folders = {seed: folder / f"seed-{seed}" for seed in run.seeds}
     for path in folders.values():
         require_result(path / "policy.json", "student", "distill")
     return PolicyRuns("student", {seed: load_native(path) for seed, path in folders.items()}, steps)
@@ -169,7 +164,7 @@ def policy_runs(run: Run, folder: Path, steps: int) -> PolicyRuns:
 
 def student_steps(run: Run, name: str) -> int:
     """Return the environment steps of a student: of the teacher's data, of its own rounds, and from reward."""
-    folders = [run.out / "students" / name / f"seed-{seed}" for seed in run.seeds]
+    folders = run.policy_folders(name).values()
     steps = [_steps_collected(folder / "dataset") + steps_from_reward(folder) for folder in folders if folder.exists()]
     return _teacher_steps(run) + max(steps, default=0)
 
@@ -193,15 +188,15 @@ def training_curves(run: Run) -> dict[str, Curve]:
     if isinstance(run.teacher, TrainConfig):
         curves["teacher"] = _curve(run.out / "teacher" / "curve.jsonl", "mean", 0)
     for name in run.students:
-        curves[name] = _mean_curve(run, run.out / "students" / name, _teacher_steps(run))
+        curves[name] = _mean_curve(run.policy_folders(name), _teacher_steps(run))
         if run.control != "none":
-            curves[name + CONTROL_SUFFIX] = _mean_curve(run, run.out / "controls" / name, 0)
+            curves[name + CONTROL_SUFFIX] = _mean_curve(run.policy_folders(name, "controls"), 0)
     return {name: curve for name, curve in curves.items() if curve}
 
 
-def _mean_curve(run: Run, folder: Path, first_step: int) -> Curve:
+def _mean_curve(folders: Mapping[int, Path], first_step: int) -> Curve:
     """Return the mean over all training seeds, at the steps at which each seed has a score."""
-    seeds = [dict(_curve(folder / f"seed-{seed}" / "metrics.jsonl", "score", first_step)) for seed in run.seeds]
+    seeds = [dict(_curve(folder / "metrics.jsonl", "score", first_step)) for folder in folders.values()]
     common = sorted(set.intersection(*map(set, seeds)))
     return [(steps, sum(scores[steps] for scores in seeds) / len(seeds)) for steps in common]
 

@@ -11,7 +11,7 @@ from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
+from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import load_baseline
 from rldistill.evaluation.metrics import probe_metrics
 from rldistill.evaluation.tables import rich_table
@@ -104,8 +104,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dic
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_document(folder).provenance.mean_return
-    settings = PlayConfig(run.seed, VALIDATION, env_workers=run.evaluate.env_workers, max_steps=run.evaluate.max_steps)
-    random_play = play(run.env, None, run.teacher.eval_episodes, settings).returns
+    random_play = play(run.env, None, run.teacher.eval_episodes, run.play_config()).returns
     print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
     return teacher
 
@@ -150,7 +149,7 @@ def _checked_teacher(run: Run, mode: Mode) -> Policy:
     """Return the teacher; raise or warn about mistakes before the first collection."""
     warn_of_env(run.env)
     teacher = load_teacher(run)
-    if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
+    if mode == "overwrite" or not run.has_dataset:
         run.recipe.check(with_loaded_features(run), teacher)
         if run.verify:
             warn_of_mistakes(run, teacher)

@@ -72,7 +72,7 @@ def make_candidates(
     for name, student in students.items():
         parameters = 0  # the size of a tree depends on the data
         if capability(student, "fit") != "tree":
-            parameters = sum(part.numel() for part in student.build(spec).parameters() if part.requires_grad)
+            parameters = student.build(spec).num_parameters
         if parameters < limit and student not in own.values():
             smaller[name] = student
     return {**smaller, **own}

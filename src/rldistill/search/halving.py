@@ -19,7 +19,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.evaluation.episodes import TEST, VALIDATION, PlayConfig, play
+from rldistill.evaluation.episodes import TEST, VALIDATION, play
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
 from rldistill.evaluation.statistics import Returns, normalized_score
@@ -88,9 +88,8 @@ class SearchStage:
         returns = np.array(_Returns.read_dict(file)["returns"] if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
             side: Side = "teacher" if policy is self.teacher else "student"
-            workers, max_steps = self.run.evaluate.env_workers, self.run.evaluate.max_steps
-            plan = PlayConfig(self.run.seed, split, len(returns), side, env_workers=workers, max_steps=max_steps)
-            returns = np.concatenate([returns, play(self.env, policy, missing, plan).returns])
+            settings = self.run.play_config(split, len(returns), side)
+            returns = np.concatenate([returns, play(self.env, policy, missing, settings).returns])
             write_json(file, {"returns": returns.tolist()})
         return returns[:episodes]
 
