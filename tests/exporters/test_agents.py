@@ -17,7 +17,6 @@ from rldistill.exporters.certificate import Certificate
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
 from rldistill.exporters.metadata import ExportContext
-from rldistill.exporters.onnx import read_metadata
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import Interface
 from rldistill.exporters.verify import verify_export
@@ -27,7 +26,7 @@ from rldistill.students.team import TeamPolicy
 from rldistill.teachers.load import SavedTeacher, TeamTeacher
 
 from ..envs import multi_agent_envs
-from .test_runtimes import randomized
+from .test_runtimes import metadata_of, randomized
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
@@ -67,7 +66,7 @@ def test_files_of_the_networks_play_together_as_the_team(name: str, tmp_path: Pa
     assert record.closed_loop.keeps_95 == "identical"
     assert {*record.files} == {file_of(network) for network in policy.groups}
     for network, agents in policy.groups.items():
-        assert read_metadata((tmp_path / "export" / file_of(network)).read_bytes())["agents"] == agents
+        assert metadata_of(tmp_path / "export" / file_of(network))["agents"] == agents
 
 
 def test_export_is_verified_and_overwritten(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
 from rldistill.exporters.metadata import ExportContext
-from rldistill.exporters.onnx import read_metadata
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface, compiler
 from rldistill.exporters.verify import verify_export
@@ -43,6 +42,8 @@ from rldistill.students import Gru, Linear, Mlp, Tree
 from rldistill.students.features import Standardized
 from rldistill.students.storage import save_policy
 from rldistill.students.student import Student
+
+from .test_runtimes import metadata_of
 
 pytest.importorskip("onnxruntime")
 pytestmark = [
@@ -207,7 +208,7 @@ def test_c_test_program_passes_on_arm(exported: Path, tmp_path: Path) -> None:
 
 
 def test_metadata_of_onnx(exported: Path, teacher: NetworkPolicy) -> None:
-    facts = read_metadata((exported / "student.onnx").read_bytes())
+    facts = metadata_of(exported / "student.onnx")
     assert facts["observation"] == [
         {"name": "obs", "shape": [4], "dtype": "float32", "order": ["obs[0]", "obs[1]", "obs[2]", "obs[3]"]}
     ]

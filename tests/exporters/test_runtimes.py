@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 from pathlib import Path
@@ -38,6 +39,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import STUDENTS, Cnn, Gru, Impala, Linear, Mlp, MultiInput, Ridge, Tree
 from rldistill.students.features import Fourier, Objects, RandomConv, Standardized, TeacherFeatures
 from rldistill.teachers.file_policy import synthetic_observations
+from rldistill.teachers.onnx import open_session
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,13 @@ def observations(head: ActionHead) -> dict[str, PolicySpec]:
         "dict": PolicySpec.from_parts(tuple(parts), head),
         "scene": PolicySpec.from_parts(tuple(scene), head),
     }
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """Return the facts in an ONNX file."""
+    model = open_session(path, path.read_bytes())
+    facts: dict[str, Any] = json.loads(model.get_modelmeta().custom_metadata_map["rldistill"])
+    return facts
 
 
 def randomized(policy: NetworkPolicy) -> NetworkPolicy:

@@ -1,6 +1,5 @@
 """Recorder of the steps and labels of one block."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
 from rldistill.data.blocks import FINAL, LABELED, LEAD, MEMBER, MEMBERS, STEP, Block, Columns
-from rldistill.envs.vector import Step
+from rldistill.envs.vector import Step, obs_hash
 from rldistill.envs.views import ObservationViews
 from rldistill.policies.agent import StatefulPolicy
 
@@ -191,8 +190,3 @@ class BlockRecorder:
             if not is_valid:
                 raise SpecMismatchError(f"env: its {name} is NaN or infinite in some steps. Clip it with a wrapper.")
         return Block(columns, obs_hash(obs))
-
-
-def obs_hash(obs: NDArray[Any]) -> str:
-    """Return the SHA-256 of observations."""
-    return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).hexdigest()

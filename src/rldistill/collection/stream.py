@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.collection.config import CollectConfig
-from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
+from rldistill.collection.recorder import BlockRecorder, TeacherLabeler
 from rldistill.collection.time_limit import TimeLimitedPolicy
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, PolicyOutput, on_device
@@ -25,7 +25,7 @@ from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import SeededVectorEnv, check_resets, make_vector_env, take_turns
+from rldistill.envs.vector import SeededVectorEnv, check_resets, make_vector_env, obs_hash, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.execution import Execution, ignore, run_jobs
 from rldistill.io.processes import REPORT_INTERVAL_S, Report

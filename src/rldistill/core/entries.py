@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.spec import BYTES, Obs, Parts, PolicySpec, part_sizes
+from rldistill.core.spec import BYTES, Obs, ObsPart, Parts, PolicySpec, part_sizes
 
 
 def walk(value: Any, containers: tuple[type[Any], ...], name: str = "") -> Iterator[tuple[str, Any]]:
@@ -101,8 +101,10 @@ def split_parts(obs: Obs, spec: PolicySpec) -> dict[str, Tensor]:
 
 def value_names(spec: PolicySpec) -> list[str]:
     """Return the name of each value of an observation: `obs[0]`, or `speed[0]` for the entry `speed` of a dict."""
-    return [
-        f"{key or 'obs'}[{', '.join(map(str, index))}]"
-        for key, part in spec.entries.items()
-        for index in (np.ndindex(*part.shape) if part.shape else [(0,)])
-    ]
+    return [name for key, part in spec.entries.items() for name in value_names_of(key, part)]
+
+
+def value_names_of(key: str, part: ObsPart) -> list[str]:
+    """Return the name of each value of one entry."""
+    indices = np.ndindex(*part.shape) if part.shape else [(0,)]
+    return [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in indices]

@@ -146,8 +146,7 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> float:
         """Train for one pass over the data in random order; return the mean loss."""
-        seed = np.random.SeedSequence([self.seed, epoch])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout
+        seed = self.start_epoch(epoch)
         self.policy.train()
         losses: list[Tensor] = []
         for done, batch, output in self.outputs(self.train_rows, self.config.batch_size, np.random.default_rng(seed)):
@@ -155,6 +154,12 @@ class Trainer:
             self.set_learning_rate(progress)
             losses.append(self.step(batch, output, progress))
         return float(torch.stack(losses).mean())
+
+    def start_epoch(self, epoch: int) -> np.random.SeedSequence:
+        """Seed PyTorch for dropout; return the seed of the order of the data."""
+        seed = np.random.SeedSequence([self.seed, epoch])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        return seed
 
     def set_learning_rate(self, progress: float) -> None:
         """Set the learning rate of the schedule."""

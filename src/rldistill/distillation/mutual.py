@@ -98,8 +98,7 @@ class MutualTrainer(Trainer):
 
     def train_epoch(self, epoch: int) -> float:
         """Train all students for one pass over the data in the same random order; return their mean loss."""
-        seed = np.random.SeedSequence([self.seed, epoch])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout
+        seed = self.start_epoch(epoch)
         streams = [
             part.outputs(part.train_rows, self.config.batch_size, np.random.default_rng(seed)) for part in self.parts
         ]

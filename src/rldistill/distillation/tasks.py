@@ -85,8 +85,7 @@ class MultiTaskTrainer(Trainer):
 
     def train_epoch(self, epoch: int) -> float:
         """Train for one pass over the largest dataset, in random order; return the mean loss."""
-        seed = np.random.SeedSequence([self.seed, epoch])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        seed = self.start_epoch(epoch)
         self.policy.train()
         size, losses = self.config.batch_size, list[Tensor]()
         streams = [

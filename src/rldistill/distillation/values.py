@@ -21,7 +21,8 @@ from rldistill.io.progress import SILENT
 from rldistill.losses.objective import Term
 from rldistill.losses.policy import Loss
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput
+from rldistill.students import AnyStudent, Mlp
+from rldistill.students.multi_input import picture_network
 
 EPOCHS, BATCH_SIZE = 30, 256
 HELDOUT_EVERY = 5
@@ -101,9 +102,7 @@ def teacher_values(dataset: Dataset, folder: Path, seed: int = 0) -> NDArray[np.
 
 def small_network(spec: PolicySpec) -> AnyStudent:
     """Return the student of which networks for values and weights are made: an MLP, or a small CNN for pictures."""
-    if len(spec.obs_shape) == 3:
-        return Cnn()
-    return MultiInput() if spec.has_pictures else Mlp((64, 64))
+    return picture_network(spec) or Mlp((64, 64))
 
 
 def predictions(policy: NetworkPolicy, dataset: Dataset) -> NDArray[np.float64]:

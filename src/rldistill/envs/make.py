@@ -32,8 +32,8 @@ from rldistill.envs.entries import FlatDict
 from rldistill.envs.multi_agent import is_multi_agent, make_joint_env, pettingzoo_constructor
 from rldistill.envs.views import NamedViews, Tap, TwoViews
 from rldistill.envs.worlds import SampledWorlds
+from rldistill.envs.wrappers import Env
 
-Env = gymnasium.Env[Any, Any]
 THIRD_PARTY = {
     "highway_env": (
         r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+",

@@ -7,8 +7,7 @@ import gymnasium
 import numpy as np
 
 from rldistill.core.errors import ConfigError
-
-Env = gymnasium.Env[Any, Any]
+from rldistill.envs.wrappers import Env
 
 
 class ChangedPhysics(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -1,12 +1,12 @@
 """Vector environments in which every episode has its own seed, and the loop that steps them with a policy."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.groups import AtariGroup, Group, LocalGroup, ProcessGroup
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
+from rldistill.envs.wrappers import Env
 from rldistill.io.processes import shared_cache
 
 T = TypeVar("T")
-Env = gymnasium.Env[Any, Any]
 SeedFn = Callable[[int, int], int | None]
 """Seed of a slot's n-th episode, or None if the slot has no episode left. Called once, when the episode begins."""
 CHECK_STEPS, CHECK_EPISODES = 150, 6
@@ -208,6 +208,11 @@ def make_vector_env(
         return legal_actions(views.select(masked, obs), getattr(views, masked), rng)
 
     return SeededVectorEnv(group, seed_fn, max_steps, None if masked is None else legal)
+
+
+def obs_hash(obs: NDArray[Any]) -> str:
+    """Return the SHA-256 of observations, by which one sees whether a replay was exact."""
+    return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).hexdigest()
 
 
 def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from gymnasium.envs.registration import load_env_creator
 from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, short_repr
 from rldistill.core.worlds import Choice, Range
 from rldistill.envs.perturbations import attribute_of, has_number, set_attribute
+from rldistill.envs.wrappers import Env
 
-Env = gymnasium.Env[Any, Any]
 WORLD = 2
 NEXT_SEEDS = 3
 """Purposes in the seeds of generators, so that a world shares no draw with its episode."""

@@ -18,9 +18,10 @@ from rldistill.core.heads import MASK
 from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari
 from rldistill.envs.checked import INTERFACE
-from rldistill.envs.make import Env, chain_of, make_env
+from rldistill.envs.make import chain_of, make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import SeededVectorEnv, keeps_state_across_reset, legal_actions, make_vector_env
+from rldistill.envs.wrappers import Env
 from rldistill.evaluation.tables import Record, Result, TableCell, rich_table
 from rldistill.evaluation.videos import first_picture
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface, OnnxRuntime
 from rldistill.policies.joint import IDENTITY, AgentView, JointPolicy, agent_views
-from rldistill.teachers.onnx import read_model, session
+from rldistill.teachers.onnx import open_session, read_model
 
 PATTERN = "agents.*.onnx"
 
@@ -40,7 +40,7 @@ class AgentsRuntime(ExportedPolicy):
         views, members = dict[str, AgentView](), dict[str, ExportedPolicy]()
         for file, agents in groups.items():
             content, _ = read_model(folder / file, numbered[agents[0]].spec)
-            shapes = {entry.name: entry.shape for entry in session(content).get_inputs()}
+            shapes = {entry.name: entry.shape for entry in open_session(folder / file, content).get_inputs()}
             own = numbered if IDENTITY in shapes else plain
             state = tuple(shapes["state_in"][1:]) if "state_in" in shapes else None
             runtime = OnnxRuntime(Interface(own[agents[0]].spec, state), folder / file)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,9 +177,7 @@ class _Writer:
 
     def _table(self, values: NDArray[np.generic], kind: str = "float") -> str:
         """Add an array and return its name; equal arrays are one."""
-        numbers = [c_number(value, kind) for value in values.ravel().tolist()]
-        lines = [", ".join(numbers[at : at + NUMBERS_PER_LINE]) for at in range(0, len(numbers), NUMBERS_PER_LINE)]
-        text = f"[{len(numbers)}] = {{\n    " + ",\n    ".join(lines) + "\n};"
+        text = c_initializer(values, kind)
         for number, table in enumerate(self.tables):
             if table == f"static const {kind} table_{number}{text}":
                 return f"table_{number}"
@@ -319,6 +318,13 @@ def c_number(value: float, kind: str) -> str:
     whole, _, fraction = mantissa.partition(".")
     fraction = fraction.rstrip("0")
     return f"{whole}{'.' + fraction if fraction else ''}p{exponent}{'f' if kind == 'float' else ''}"
+
+
+def c_initializer(values: NDArray[Any], kind: str) -> str:
+    """Return the size and the numbers of an array, which follow its name in a definition."""
+    numbers = [c_number(value, kind) for value in values.ravel().tolist()]
+    lines = [", ".join(numbers[at : at + NUMBERS_PER_LINE]) for at in range(0, len(numbers), NUMBERS_PER_LINE)]
+    return f"[{len(numbers)}] = {{\n    " + ",\n    ".join(lines) + "\n};"
 
 
 def input_names(keys: Iterable[str]) -> dict[str, str]:

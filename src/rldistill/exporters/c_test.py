@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.exporters.c_source import TYPES, c_number, input_names
+from rldistill.exporters.c_source import TYPES, c_initializer, input_names
 from rldistill.exporters.program import Program
-from rldistill.exporters.vectors import Vectors
+from rldistill.exporters.vectors import Vectors, equal_runs
 
 TOLERANCE = 1e-4
 MIN_RUN_BYTES = 1_000
@@ -90,14 +90,11 @@ def _runs(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Return runs of equal bytes, value and length by turns; no run crosses the end of an observation."""
     runs: list[int] = []
     for row in values:
-        bounds = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1, [len(row)]])
-        for start, length in zip(bounds[:-1], np.diff(bounds), strict=True):
-            whole, rest = divmod(int(length), 255)
-            runs += [int(row[start]), 255] * whole + ([int(row[start]), rest] if rest else [])
+        for value, length in equal_runs(row):
+            whole, rest = divmod(length, 255)
+            runs += [value, 255] * whole + ([value, rest] if rest else [])
     return np.array(runs, np.uint8)
 
 
 def _table(name: str, kind: str, values: NDArray[Any]) -> str:
-    numbers = [c_number(value, kind) for value in values.ravel().tolist()]
-    lines = [", ".join(numbers[at : at + 16]) for at in range(0, len(numbers), 16)]
-    return f"static const {kind} {name}[{len(numbers)}] = {{\n    " + ",\n    ".join(lines) + "\n};"
+    return f"static const {kind} {name}{c_initializer(values, kind)}"

@@ -5,8 +5,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,9 @@ import numpy as np
 from rldistill.core.spec import PolicySpec
 from rldistill.exporters.c_source import TYPES, input_names
 from rldistill.exporters.runtimes import OnnxRuntime, compile_c, compiler
+from rldistill.policies.cost import WARM_UP_CALLS, measure_latency, percentiles
 
-WARM_UP, CALLS = 20, 2_000
+CALLS = 2_000
 MAX_SECONDS = 1.0
 C_BENCHMARK = """
 #define _POSIX_C_SOURCE 199309L
@@ -50,19 +49,7 @@ def onnx_latency(runtime: OnnxRuntime) -> dict[str, float]:
     feed = {key or "obs": np.zeros((1, *part.shape), part.dtype) for key, part in parts}
     if runtime.state_shape is not None:
         feed["state_in"] = np.zeros((1, *runtime.state_shape), np.float32)
-    return _percentiles(timed(lambda: runtime.session.run(None, feed)))
-
-
-def timed(call: Callable[[], object]) -> list[float]:
-    """Return the times of calls in microseconds, after some to warm up."""
-    for _ in range(WARM_UP):
-        call()
-    times: list[float] = []
-    while len(times) < CALLS and sum(times) < MAX_SECONDS * 1e6:
-        started = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - started) * 1e6)
-    return times
+    return measure_latency(lambda: runtime.session.run(None, feed), WARM_UP_CALLS, CALLS, MAX_SECONDS)
 
 
 def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int) -> dict[str, float]:
@@ -87,7 +74,7 @@ def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int)
             shutil.copy(folder / name, temporary)
         compile_c([Path(temporary) / "student.c", source], binary, flags)
         result = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=True)
-    return _percentiles([float(line) / 1e3 for line in result.stdout.split()])
+    return percentiles([float(line) / 1e3 for line in result.stdout.split()])
 
 
 def flash_bytes(folder: Path) -> dict[str, int]:
@@ -106,8 +93,3 @@ def flash_bytes(folder: Path) -> dict[str, int]:
         result = subprocess.run([measure, str(output)], capture_output=True, text=True, check=True, timeout=60)
     text, data = map(int, result.stdout.splitlines()[1].split()[:2])
     return {processor: text + data}
-
-
-def _percentiles(times: list[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(times, [50, 99])
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}

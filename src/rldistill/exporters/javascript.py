@@ -1,7 +1,6 @@
 """Programs for JavaScript, in a page that runs offline."""
 
 import base64
-import itertools
 import json
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.exporters.program import Program
-from rldistill.exporters.vectors import Vectors
+from rldistill.exporters.vectors import Vectors, equal_runs
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 
 DOCUMENT_PREFIX = "const DOCUMENT = "
@@ -88,9 +87,7 @@ def read_program(path: Path) -> dict[str, Any]:
 
 def _runs(values: NDArray[Any]) -> list[float]:
     """Return numbers as runs: value, length, value, length."""
-    flat = values.astype(np.float64).ravel()
-    bounds = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
-    return [number for start, end in itertools.pairwise(bounds) for number in (float(flat[start]), int(end - start))]
+    return [number for run in equal_runs(values.astype(np.float64).ravel()) for number in run]
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,6 @@ from functools import singledispatch
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -209,8 +208,8 @@ def _(layer: nn.Linear, x: Any) -> Node:
 @lower.register
 def _(layer: nn.Conv2d, x: Any) -> Node:
     x = _single(x)
-    stride, padding, kernel = layer.stride[0], int(layer.padding[0]), layer.kernel_size[0]
-    sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:])
+    stride, padding = layer.stride[0], int(layer.padding[0])
+    sizes = _output_sizes(x, layer.kernel_size[0], stride, padding)
     assert layer.bias is not None
     arrays = {"weight": array(layer.weight), "bias": array(layer.bias)}
     return Node("conv", (layer.out_channels, *sizes), (x,), arrays, {"stride": stride, "padding": padding})
@@ -220,7 +219,7 @@ def _(layer: nn.Conv2d, x: Any) -> Node:
 def _(layer: nn.MaxPool2d, x: Any) -> Node:
     x = _single(x)
     kernel, stride, padding = (int(getattr(layer, name)) for name in ("kernel_size", "stride", "padding"))
-    sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:])
+    sizes = _output_sizes(x, kernel, stride, padding)
     return Node("max_pool", (x.shape[0], *sizes), (x,), {}, {"kernel": kernel, "stride": stride, "padding": padding})
 
 
@@ -265,12 +264,9 @@ def _(layer: NoisyOutput, x: Any) -> Node:
     if layer.noise == "learned":
         log_std = clip(lower(layer.log_std, x), *LOG_STD_RANGE)
     elif layer.noise == "state":
-        std = layer.log_std.exp()
-        if layer.expln:
-            std = torch.where(layer.log_std > 0, torch.log1p(layer.log_std.clamp_min(0) + 1e-6) + 1, std)
         if layer.clip_mean:
             mean = clip(mean, -layer.clip_mean, layer.clip_mean)
-        variance = linear(multiply(x, x), array(std**2).T.copy(), np.full(actions, 1e-6, np.float32))
+        variance = linear(multiply(x, x), array(layer.feature_std() ** 2).T.copy(), np.full(actions, 1e-6, np.float32))
         log_std = scaled(unary(variance, "log"), 0.5)
     else:
         log_std = constant(
@@ -279,6 +275,10 @@ def _(layer: NoisyOutput, x: Any) -> Node:
             else array(layer.log_std).reshape(actions)
         )
     return concat([mean, log_std])
+
+
+def _output_sizes(x: Node, kernel: int, stride: int, padding: int) -> tuple[int, ...]:
+    return tuple((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:])
 
 
 def _network_params(policy: NetworkPolicy, hidden: Node) -> Node:

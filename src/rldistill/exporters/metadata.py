@@ -1,12 +1,12 @@
 """Metadata of exported files."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from rldistill.core.entries import value_names_of
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
@@ -77,9 +77,7 @@ def kind_of(policy: Policy) -> str:
 def names_by_entry(policy: Policy) -> dict[str, list[str]]:
     """Return the names of the values of each entry, such as `speed[0]`; one name for an entry of more than 64."""
     return {
-        key or "obs": [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in np.ndindex(*part.shape)]
-        if int(np.prod(part.shape)) <= 64 and part.shape
-        else [key or "obs"]
+        key or "obs": value_names_of(key, part) if math.prod(part.shape) <= 64 and part.shape else [key or "obs"]
         for key, part in policy.spec.entries.items()
     }
 

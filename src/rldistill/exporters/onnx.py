@@ -1,6 +1,5 @@
 """Programs as ONNX graphs, opset 20."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,18 +102,6 @@ def finish(model: Any, metadata: Mapping[str, str]) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
-
-
-def read_metadata(content: bytes) -> dict[str, Any]:
-    """Return the JSON under the key `rldistill`; empty if the model has none."""
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    for entry in model.metadata_props:
-        if entry.key == "rldistill":
-            value = json.loads(entry.value)
-            return value if isinstance(value, dict) else {}
-    return {}
 
 
 class _Graph:

@@ -26,7 +26,7 @@ from rldistill.core.spec import Obs, PolicySpec
 from rldistill.exporters.javascript import read_program, runtime
 from rldistill.exporters.onnx import params_names
 from rldistill.exporters.vectors import raw_entries
-from rldistill.teachers.onnx import read_model, session
+from rldistill.teachers.onnx import open_session, read_model
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 COMPILE_TIMEOUT_S, ANSWER_TIMEOUT_S = 300, 60
@@ -100,12 +100,7 @@ class OnnxRuntime(ExportedPolicy):
         super().__init__(interface)
         self._path = path
         content, _ = read_model(path, interface.spec)
-        try:
-            self.session = session(content)
-        except Exception as error:  # onnxruntime has no base class of errors
-            raise CorruptArtifactError(
-                f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again."
-            ) from None
+        self.session = open_session(path, content)
         self._params = params_names(interface.spec.head)
         self._outputs = ["action", *self._params, *(["state_out"] if self.state_shape is not None else [])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,9 @@ def raw_entries(obs: Obs, spec: PolicySpec) -> dict[str, NDArray[Any]]:
         return {"obs": np.ascontiguousarray(obs.numpy().astype(spec.obs_dtype, copy=False))}
     entries = split_parts(obs, spec)
     return {key: np.ascontiguousarray(entries[key].numpy().astype(part.dtype)) for key, part in spec.parts}
+
+
+def equal_runs(values: NDArray[Any]) -> list[tuple[Any, int]]:
+    """Return the runs of equal numbers in an array of one dimension: each number and the length of its run."""
+    bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return [(values[start].item(), end - start) for start, end in pairwise(bounds)]

@@ -273,4 +273,4 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], problem: str, r
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ConfigError(f"{problem}: {' '.join(str(error).split())}. {remedy}") from None
+        raise ConfigError(f"{problem}: {error_text(error)}. {remedy}") from None

@@ -152,13 +152,17 @@ class NoisyOutput(nn.Module):
         elif self.noise == "learned":
             log_std = self.log_std(features).clamp(*LOG_STD_RANGE)
         else:
-            std = self.log_std.exp()
-            if self.expln:
-                std = torch.where(self.log_std > 0, torch.log1p(self.log_std.clamp_min(0) + 1e-6) + 1, std)
             if self.clip_mean:
                 mean = mean.clamp(-self.clip_mean, self.clip_mean)
-            log_std = (features**2 @ std**2 + 1e-6).log() / 2
+            log_std = (features**2 @ self.feature_std() ** 2 + 1e-6).log() / 2
         return torch.cat([mean, log_std], -1)
+
+    def feature_std(self) -> Tensor:
+        """Return the standard deviations of noise that depends on the state, `[F, A]` for features and actions."""
+        std: Tensor = self.log_std.exp()
+        if self.expln:
+            std = torch.where(self.log_std > 0, torch.log1p(self.log_std.clamp_min(0) + 1e-6) + 1, std)
+        return std
 
 
 def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:

@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,11 @@ def measure_cost(policy: Policy | None) -> Cost:
         trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
         count = sum(parameter.numel() for parameter in trained) if only_networks else None
         num_bytes = sum(parameter.nbytes for parameter in trained) if only_networks else None
-        latency = _latency(policy, obs[1], WARM_UP_CALLS, TIMING_S)
+        latency = measure_latency(partial(policy, obs[1]), WARM_UP_CALLS, TIMED_CALLS, TIMING_S)
         sizes = [size for size in BATCH_SIZES if only_networks or latency["p50"] * size < MAX_BATCH_US]
-        batch_latency = {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in sizes}
+        batch_latency = {
+            str(size): measure_latency(partial(policy, obs[size]), 2, TIMED_CALLS, BATCH_TIMING_S) for size in sizes
+        }
         return Cost(count, num_bytes, macs, latency, activations, batch_latency)
 
 
@@ -119,17 +123,22 @@ def _products(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> tuple[int
     return int(counter.get_total_flops()) // 2 + recurrent[0], outputs.count + recurrent[1]
 
 
-def _latency(policy: Policy, obs: Tensor, warm_up: int, seconds: float) -> dict[str, float]:
-    """Return p50 and p99 of TIMED_CALLS calls, or of as many as start within `seconds`."""
+def measure_latency(call: Callable[[], object], warm_up: int, count: int, seconds: float) -> dict[str, float]:
+    """Return p50 and p99 of `count` calls in microseconds, or of as many as start within `seconds`."""
     for _ in range(warm_up):
-        policy(obs)
+        call()
     times: list[float] = []
-    while len(times) < TIMED_CALLS and (sum(times) < seconds * 1e6 or len(times) < MIN_CALLS):
+    while len(times) < count and (sum(times) < seconds * 1e6 or len(times) < MIN_CALLS):
         started = time.perf_counter()
-        policy(obs)
+        call()
         times.append((time.perf_counter() - started) * 1e6)
+    return percentiles(times)
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Return p50 and p99."""
     p50, p99 = np.percentile(times, [50, 99])
-    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
 
 
 class BoundedCompute(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -16,7 +16,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import prepare
 from rldistill.policies.layers import dense
 from rldistill.rl.config import AdversarialConfig, DiscriminatorConfig
-from rldistill.students import AnyStudent, Cnn, Linear, MultiInput
+from rldistill.students import Linear
+from rldistill.students.multi_input import picture_network
 
 Inputs = dict[str, Tensor]
 ABSORBING, ACTION = " absorbing", " action"
@@ -162,13 +163,6 @@ def discriminator_loss(recorded: Tensor, own: Tensor) -> Tensor:
     Its minimum is D = p / (p + q), p and q the densities of recorded and own steps (Goodfellow 2014, arXiv 1406.2661).
     """
     return F.softplus(-recorded).mean() + F.softplus(own).mean()
-
-
-def picture_network(spec: PolicySpec) -> AnyStudent | None:
-    """Return a small network for images, or for dicts with images; None for other observations."""
-    if len(spec.obs_shape) == 3:
-        return Cnn((16, 32), (8, 4), (4, 2), (128,))
-    return MultiInput() if spec.has_pictures else None
 
 
 def action_features(head: ActionHead, action: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import OfflineTransitions, ReplayObsEncoder
-from rldistill.rl.rollout import RolloutWorker
+from rldistill.rl.rollout import RolloutWorker, mean_terms
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, trust_student
@@ -241,7 +241,7 @@ class DQNLearner(Learner):
     def metrics(self, terms: list[dict[str, Tensor]]) -> dict[str, Any]:
         """Return the means of the loss terms, the learning rate, and the divergence from the teacher."""
         row: dict[str, Any] = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
-        row |= {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
+        row |= mean_terms(terms)
         row["distillation_weight"] = self.weight.weight(self.progress)
         if self.teacher_loss is not None:
             rng = block_generator(self.task.seed, "train", 5, 0, self.steps)

@@ -21,11 +21,11 @@ from rldistill.losses.policy import detached
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.discriminator import picture_network
 from rldistill.rl.guidance import TeacherLoss, proximal_weight
-from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages
+from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages, mean_terms
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
 from rldistill.students import AnyStudent, Mlp, Team
+from rldistill.students.multi_input import picture_network
 from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
@@ -179,7 +179,7 @@ class PPOLearner(Learner):
             for _ in range(config.epochs)
             for batch in whole.split(config.batch_size, self.policy.recurrent, rng)
         ]
-        return {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]} | row
+        return mean_terms(terms) | row
 
     def _step(self, batch: Minibatch, weight: float) -> dict[str, Tensor]:
         """Make one step of the optimizer; return the loss terms."""

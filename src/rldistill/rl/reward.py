@@ -18,7 +18,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import AdversarialConfig
 from rldistill.rl.discriminator import Discriminator, Transitions, discriminator_loss
 from rldistill.rl.guidance import TeacherLoss
-from rldistill.rl.rollout import Rollout
+from rldistill.rl.rollout import Rollout, mean_terms
 
 
 class RewardModel(Protocol):
@@ -127,7 +127,7 @@ class AdversarialReward:
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 rows.append(row)
-        return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+        return mean_terms(rows)
 
     @torch.no_grad()
     def step_rewards(self, steps: Transitions) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import Step, make_vector_env
+from rldistill.envs.vector import Step, make_vector_env, obs_hash
 from rldistill.envs.views import ObservationViews
 from rldistill.policies.agent import StatefulPolicy, to_env_action
 
@@ -156,7 +155,7 @@ class RolloutWorker:
             "actions": torch.from_numpy(np.stack(flat)) if flat else torch.zeros(0),
             "returns": torch.from_numpy(self.returns.copy()),
             "recent": torch.tensor([*self.recent], dtype=torch.float64),
-            "obs_hash": torch.frombuffer(bytearray(_hash(self.obs)), dtype=torch.uint8),
+            "obs_hash": torch.frombuffer(bytearray.fromhex(obs_hash(self.obs)), dtype=torch.uint8),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> bool:
@@ -164,17 +163,13 @@ class RolloutWorker:
         actions = np.split(state["actions"].numpy(), np.cumsum(state["lengths"].numpy())[:-1])
         self.obs = self.vector.replay(state["episode"].tolist(), actions)
         self.recent = deque(state["recent"].tolist(), maxlen=NUM_RECENT_EPISODES)
-        if _hash(self.obs) != state["obs_hash"].numpy().tobytes():
+        if obs_hash(self.obs) != state["obs_hash"].numpy().tobytes().hex():
             self.vector.episode += 1
             self.obs = self.vector.reset()
             return False
         self.episode_actions = [[*part] for part in actions]
         self.returns = state["returns"].numpy().copy()
         return True
-
-
-def _hash(obs: NDArray[Any]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).digest()
 
 
 def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -191,6 +186,11 @@ def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float
         following = delta[step] + gamma * gae_lambda * following * ~ended[step]
         result[step] = following
     return result
+
+
+def mean_terms(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of each loss term over the steps of the optimizer, for a row of `metrics.jsonl`."""
+    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from rldistill.core.errors import ConfigError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, did_you_mean, error_text, short_repr
 from rldistill.io.untrusted import MAX_YAML_BYTES, load_yaml, read_regular
 
 
@@ -44,7 +44,7 @@ def parse_value(text: str, where: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply. Use fewer levels.") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # an impossible date, a number of 5,000 digits
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not valid YAML: {error_text(error)}") from None
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

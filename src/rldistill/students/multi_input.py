@@ -16,6 +16,7 @@ from rldistill.policies.layers import (
     require_convolutions,
 )
 from rldistill.policies.network import NetworkPolicy
+from rldistill.students.cnn import Cnn
 from rldistill.students.student import Student
 
 
@@ -82,6 +83,13 @@ class ChannelsToFront(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the transposed pictures."""
         return x.movedim(-1, 1)
+
+
+def picture_network(spec: PolicySpec) -> Cnn | MultiInput | None:
+    """Return a small network for images, or for dicts with images; None for other observations."""
+    if len(spec.obs_shape) == 3:
+        return Cnn()
+    return MultiInput() if spec.has_pictures else None
 
 
 class EntriesLayer(nn.Module):

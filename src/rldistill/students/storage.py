@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text, short_repr
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec, are_small
@@ -187,8 +187,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
                     policy.add_value()
             policy.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CorruptArtifactError(f"{folder / TENSORS}: not the weights of {path}: {reason}") from None
+        raise CorruptArtifactError(f"{folder / TENSORS}: not the weights of {path}: {error_text(error)}") from None
     policy.obs_clip = document.obs_clip
     if isinstance(policy, TreePolicy):
         policy.require_valid(str(folder / TENSORS))

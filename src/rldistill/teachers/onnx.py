@@ -123,10 +123,7 @@ def load_onnx(
     except ImportError:
         raise MissingExtraError("Reading ONNX", "export") from None
     content, model = read_model(Path(path), spec)
-    try:
-        graph = session(content)
-    except Exception as error:  # onnxruntime has no base class of errors
-        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}); export it again") from None
+    graph = open_session(path, content)
     for tensor in of_kind(model, "TensorProto"):  # after onnxruntime has checked that their sizes are right
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
@@ -158,7 +155,7 @@ def _require_batches(path: str, policy: OnnxPolicy) -> None:
         except RLDistillError:
             raise
         except Exception as error:  # onnxruntime has no base class of errors
-            reason = f"onnxruntime fails on {count} observations ({' '.join(str(error).split())})"
+            reason = f"onnxruntime fails on {count} observations ({error_text(error)})"
             raise SpecMismatchError(f"{path}: {reason}. Export it with a batch of any size.") from None
         if params.shape != (count, policy.spec.head.num_params):
             problem = f"returns {list(params.shape)} for {count} observations"
@@ -214,6 +211,14 @@ def _try(graph: Any, spec: PolicySpec) -> None:
         except Exception as error:  # other errors, such as of a model for one observation, come again with their names
             if "alloc" in str(error):
                 raise
+
+
+def open_session(path: Path | str, content: bytes) -> Any:
+    """Return the session of a file; raise CorruptArtifactError if onnxruntime refuses it."""
+    try:
+        return session(content)
+    except Exception as error:  # onnxruntime has no base class of errors
+        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again.") from None
 
 
 def session(content: bytes) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
+from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, error_text, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper, are_small
 from rldistill.io.untrusted import load_yaml, read_regular
 
@@ -182,7 +182,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     except yaml.constructor.ConstructorError as error:
         raise UntrustedFileError(f"{path}: {error.problem}; read as data only, nothing was run") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise CorruptArtifactError(f"{path}: not YAML ({error_text(error)})") from None
     if not isinstance(value, dict):
         raise CorruptArtifactError(f"{path}: expected settings by name, found {type(value).__name__}")
     return value

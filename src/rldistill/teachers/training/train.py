@@ -24,7 +24,7 @@ from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.io.atomic import Mode, open_stage, read_jsonl, write_atomic
+from rldistill.io.atomic import START_AGAIN, Mode, open_stage, read_jsonl, write_atomic
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
@@ -48,7 +48,6 @@ from rldistill.teachers.training.vec_env import (
     training_env,
 )
 
-START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
 """Interval of SB3's own log, which is not used."""
 SET_BY_US = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
