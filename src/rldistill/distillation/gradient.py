@@ -24,7 +24,7 @@ from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, pr
 from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
-from rldistill.io.tensors import read_tensors, write_tensors
+from rldistill.io.tensors import below, read_tensors, write_tensors
 from rldistill.losses.objective import best_constant_loss, differentiate, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import Flat, flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -288,8 +288,3 @@ def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, f
         return below("best.", tensors), (int(epoch), best_loss, int(stale_epochs))
     except (KeyError, ValueError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
-
-
-def below(prefix: str, tensors: Weights) -> Weights:
-    """Return the tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -12,7 +12,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import Trainer
 from rldistill.distillation.mixture import expectation, with_weights
-from rldistill.distillation.values import BATCH_SIZE, ROWS_PER_BATCH, own_steps, small_network
+from rldistill.distillation.values import BATCH_SIZE, outputs, own_steps, small_network
 from rldistill.policies.network import NetworkPolicy
 
 EPOCHS = 10
@@ -79,12 +79,8 @@ def look_ahead(labels: Tensor, hidden: Tensor, residual: Tensor, importance: Ten
 def _forward(policy: NetworkPolicy, dataset: Dataset, head: ActionHead) -> tuple[Tensor, Tensor]:
     """Return the last hidden layer with a constant, `[N, H + 1]`, and the predictions `[N, E]` for all states."""
     hidden, predictions = [], []
-    device = next(policy.parameters()).device
-    with torch.no_grad():
-        for start in range(0, len(dataset), ROWS_PER_BATCH):
-            rows = np.arange(start, min(start + ROWS_PER_BATCH, len(dataset)))
-            output = policy(dataset.observations(rows).to(device))[0]
-            assert output.features is not None
-            hidden.append(torch.nn.functional.pad(output.features, (0, 1), value=1.0).cpu())
-            predictions.append(expectation(head, output.params).cpu())
+    for output in outputs(policy, dataset):
+        assert output.features is not None
+        hidden.append(torch.nn.functional.pad(output.features, (0, 1), value=1.0).cpu())
+        predictions.append(expectation(head, output.params).cpu())
     return torch.cat(hidden), torch.cat(predictions)

@@ -14,7 +14,8 @@ from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import SEED_STRIDE, DistillConfig
-from rldistill.distillation.gradient import Trainer, Weights, below
+from rldistill.distillation.gradient import Trainer, Weights
+from rldistill.io.tensors import below
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, total_loss, with_temperatures
 from rldistill.losses.policy import detached

@@ -1,6 +1,7 @@
 """State values of several teachers, fitted to the returns of their own episodes."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,14 @@ def small_network(spec: PolicySpec) -> AnyStudent:
 
 def predictions(policy: NetworkPolicy, dataset: Dataset) -> NDArray[np.float64]:
     """Return the params of a policy for all states, `[N, P]`."""
-    rows = np.arange(len(dataset))
-    with torch.no_grad():
-        parts = [
-            policy(dataset.observations(rows[start : start + ROWS_PER_BATCH]))[0].params
-            for start in range(0, len(rows), ROWS_PER_BATCH)
-        ]
-    return torch.cat(parts).double().numpy()
+    return torch.cat([output.params for output in outputs(policy, dataset)]).double().numpy()
+
+
+def outputs(policy: NetworkPolicy, dataset: Dataset) -> Iterator[PolicyOutput]:
+    """Yield the outputs of a policy for all states, batch after batch."""
+    device = next(policy.parameters()).device
+    for start in range(0, len(dataset), ROWS_PER_BATCH):
+        rows = np.arange(start, min(start + ROWS_PER_BATCH, len(dataset)))
+        with torch.no_grad():
+            output, _ = policy(dataset.observations(rows).to(device))
+        yield output

@@ -19,7 +19,7 @@ from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import write_atomic
-from rldistill.io.tensors import load_safetensors
+from rldistill.io.tensors import below, load_safetensors
 
 NUM_STEPS = 64
 FILE = "vectors.safetensors"
@@ -53,8 +53,7 @@ class Vectors:
         """Read the file that `write` wrote; raise CorruptArtifactError if it is damaged."""
         try:
             tensors = {name: value.numpy() for name, value in load_safetensors(path)[0].items()}
-            entries = {name.removeprefix("obs."): array for name, array in tensors.items() if name.startswith("obs.")}
-            return cls(entries, tensors["starts"].astype(bool), tensors["action"], tensors["params"])
+            return cls(below("obs.", tensors), tensors["starts"].astype(bool), tensors["action"], tensors["params"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{path}: not a complete file of test vectors ({error}). Export again."

@@ -17,7 +17,7 @@ from rldistill.io.atomic import START_AGAIN, Mode
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
-from rldistill.io.tensors import read_tensors, write_tensors
+from rldistill.io.tensors import below, read_tensors, write_tensors
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run, StudentJob
@@ -122,7 +122,7 @@ def _load_checkpoint(path: Path, trainer: Trainer) -> int:
     tensors, _ = read_tensors(path)
     try:
         done = int(tensors.pop("iteration"))
-        trainer.policy.load_state_dict({name.removeprefix("policy."): value for name, value in tensors.items()})
+        trainer.policy.load_state_dict(below("policy.", tensors))
     except (KeyError, ValueError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
     return done

@@ -7,7 +7,7 @@ text keeps its size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,11 +62,13 @@ class Scale:
 
 def palette(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
     """Return the CSS class of each policy: gray for teacher, random play and baseline, a color for each student."""
-    students = [name for name, entry in policies.items() if entry.kind == "student"]
-    return {
-        name: f"c{students.index(name) % NUM_COLORS}" if name in students else entry.kind
-        for name, entry in policies.items()
-    }
+    students = colors_of(name for name, entry in policies.items() if entry.kind == "student")
+    return {name: students.get(name, entry.kind) for name, entry in policies.items()}
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    """Return a CSS class with a color for each name, by turns."""
+    return {name: f"c{number % NUM_COLORS}" for number, name in enumerate(names)}
 
 
 def returns_chart(
@@ -132,7 +134,7 @@ def lines_chart(series: Series, x_title: str, y_title: str, style: LineStyle = L
     def outline(band: Sequence[tuple[float, float, float]]) -> str:
         return path([(a, low) for a, low, _ in band] + [(a, high) for a, _, high in reversed(band)])
 
-    colors = {name: style.colors.get(name, f"c{number % NUM_COLORS}") for number, name in enumerate(series)}
+    colors = {name: style.colors.get(name, color) for name, color in colors_of(series).items()}
     title = f"{y_title} against {x_title}" + (", logarithmic" if log else "")
     functions = {"x": x, "y": y, "path": path, "outline": outline}
     return _draw("lines", series=series, style=style, colors=colors, x_title=x_title, title=title, **functions)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from rldistill.core.entries import walk
 from rldistill.core.errors import ConfigError, CorruptArtifactError, error_text
 from rldistill.evaluation.results import Evaluation, terminal_rows
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, interval_text, number_text, rich_table
@@ -100,13 +101,6 @@ def read_settings(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     try:
         text = read_own(file, MAX_YAML_BYTES).decode() if file.exists() else ""
-        return _flat(load_yaml(text, yaml.SafeLoader))
+        return dict(walk(load_yaml(text, yaml.SafeLoader) or {}, (dict,)))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise CorruptArtifactError(f"{file}: not valid YAML ({error_text(error)}). Was it edited?") from None
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by keys with dots."""
-    if not isinstance(value, dict):
-        return {path: value} if path else {}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".lstrip(".")).items()}

@@ -13,7 +13,7 @@ from rldistill.io.atomic import write_text
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
 from rldistill.reporting.advice import next_step
-from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
+from rldistill.reporting.charts import colors_of, palette, returns_chart, templates, write_page
 from rldistill.reporting.compare_runs import RunComparison
 from rldistill.reporting.condensed import condensed_states
 from rldistill.reporting.interpret import interpretable_student
@@ -90,7 +90,7 @@ def write_tasks_report(run: Path | str) -> Path:
 def write_comparison(comparison: TeacherComparison, path: Path) -> None:
     """Write a comparison of teachers as a page."""
     returns = {name: (score.returns, score.mean) for name, score in comparison.teachers.items()}
-    chart = returns_chart(returns, {name: f"c{number % NUM_COLORS}" for number, name in enumerate(returns)})
+    chart = returns_chart(returns, colors_of(returns))
     write_page(path, "teachers.html.jinja", comparison=comparison, rows=comparison.rows, returns=chart)
 
 
@@ -103,7 +103,7 @@ def write_run_comparison(comparison: RunComparison, path: Path) -> None:
         for name, entry in evaluation.students.items()
     }
     teacher = next(iter(comparison.runs.values())).teacher
-    colors = {name: f"c{number % NUM_COLORS}" for number, name in enumerate(returns)} | {"teacher": "teacher"}
+    colors = colors_of(returns) | {"teacher": "teacher"}
     chart = returns_chart({"teacher": (teacher.returns, teacher.mean), **returns}, colors, "teacher")
     write_page(path, "compare.html.jinja", comparison=comparison, returns=chart)
 

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
 from rldistill.core.errors import ConfigError, error_text
-from rldistill.reporting.charts import NUM_COLORS, templates
+from rldistill.reporting.charts import colors_of, templates
 from rldistill.reporting.watch import REFRESH_S, RunReader, RunStatus, task_text
 
 ADDRESS, PATIENCE_S = "127.0.0.1", 10
@@ -95,8 +95,8 @@ def _render(reader: RunReader, name: str) -> dict[str, str]:
     """Return the parts of a run as HTML."""
     try:
         status = reader.status()
-        colors = {student: f"c{number % NUM_COLORS}" for number, student in enumerate(status.students)}
-        drawn = [(found.title, found.chart(colors | {"teacher": "teacher"})) for found in status.curves]
+        colors = colors_of(status.students) | {"teacher": "teacher"}
+        drawn = [(found.title, found.chart(colors)) for found in status.curves]
     except Exception as error:  # no file of one run may end the page of the others
         status, drawn = RunStatus(reader.run, "idle", f"Its files cannot be shown ({error_text(error)})."), []
     macros = templates().get_template("watched.html.jinja", globals={"task_text": task_text}).module

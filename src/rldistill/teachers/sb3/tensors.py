@@ -12,6 +12,7 @@ from torch import Tensor
 from rldistill.core.errors import RLDistillError, SpecMismatchError
 from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
 from rldistill.core.spec import PolicySpec
+from rldistill.io.tensors import below
 from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
 from rldistill.teachers.file_policy import synthetic_observations
 from rldistill.teachers.sb3.extractor import (
@@ -110,9 +111,8 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
             state[f"{network}.{int(index) + 1}.weight"] = layer.slope
     _require_fit(config, spec, state)
     if own:
-        prefix = f"{parts.extractor}."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        policy: ActorPolicy = ExtractorPolicy(config, spec, own.build(weights), own.reference)
+        extractor = own.build(below(f"{parts.extractor}.", tensors))
+        policy: ActorPolicy = ExtractorPolicy(config, spec, extractor, own.reference)
         policy(synthetic_observations(spec, 2))  # raises if the extractor does not return [B, features]
     else:
         policy = config.build(spec)
