@@ -89,3 +89,11 @@ def test_rollouts_replay_the_shop_of_the_package(monkeypatch: pytest.MonkeyPatch
     values = jobshop.Rollout()(torch.from_numpy(obs["history"])[None])
     assert (-values[0]).tolist() == jobshop.makespans(3, ())
     assert jobshop.makespans(3, ())[1] == 1_426  # MWR all the way
+    history = (3, 1, 1, 2, 3, 1)
+    for rule in range(len(jobshop.RULES)):  # the rule once, then MWR all the way
+        env.reset()
+        total, done, choices = 0.0, False, [action - 1 for action in history] + [rule]
+        while not done:
+            _, reward, done, _, _ = env.step(choices.pop(0) if choices else 1)
+            total -= reward
+        assert total == jobshop.makespans(3, history)[rule]
