@@ -80,7 +80,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Hardcore": {"id": "BipedalWalkerHardcore-v3", "module": "estool:walker@estool/bipedhard.256.16.v4.json",
                  "episodes": 60, "steps": 40_000, "rounds": (16_000, 8, 5_000, 10), "fit": PATIENT | {"epochs": 30}},
     "Walker2d": {"id": "Walker2d-v5", "module": f"{EXPERT}/Walker2d.safetensors", "episodes": 60, "seeds": 3,
-                 "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+                 "steps": 40_000, "rounds": (16_000, 4, 6_000), "many": (16_000, 8, 6_000, 10),
+                 "fit": PATIENT | {"epochs": 40}},
     # Trained on version 2, whose observations also have the contact forces of the world, which are 0.
     "Ant": {"id": "Ant-v5", "module": f"{EXPERT}/Ant.safetensors", "episodes": 60, "seeds": 3, "steps": 40_000,
             "views": {"teacher": [{"name": "PadObservation", "kwargs": {"segments": [[27, 6, 0], [78, 0, 0]]}}]},
@@ -149,11 +150,13 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp", MLP128, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
+    ("HalfCheetah", "mlp-silu", {"type": "mlp", "hidden": [70, 70], "activation": "silu"}, "wasserstein", "dagger"),
     ("Hopper", "mlp", MLP64, "forward_kl", "dagger"),
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
     *((env, "linear", LINEAR, "action_nll", "dagger") for env in CONTROL),
     *((env, "tree", TREE10, "action_nll", "dagger") for env in CONTROL),
-    *((env, f"mlp-{'x'.join(map(str, sizes))}", tanh(*sizes), "action_nll", "dagger") for env, sizes in TENTH.items()),
+    *((env, f"mlp-{'x'.join(map(str, sizes))}", tanh(*sizes), "action_nll",
+       "many" if "many" in ENVIRONMENTS[env] else "dagger") for env, sizes in TENTH.items()),
     *((f"MT10-{task}", "mlp", tanh(32, 32), "action_nll", "dagger") for task in MT10),
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
@@ -170,7 +173,14 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
 
 
 # Of students that want other settings than their environment's.
-FITS: dict[str, dict[str, Any]] = {"cnn-10k": {"epochs": 24}}
+# Networks of a few hundred weights learn more from many small steps: the held-out loss of 16x12 fell from 0.104 to 0.048
+# at five times the learning rate, and to 0.037 with smaller batches and more epochs, too.
+FITS: dict[str, dict[str, Any]] = {
+    "cnn-10k": {"epochs": 24},
+    "mlp-16x12": {"epochs": 60, "batch_size": 64, "learning_rate": 1e-2},
+    "mlp-9": {"batch_size": 64, "learning_rate": 1e-2},
+    "mlp-silu": {"epochs": 20, "batch_size": 64, "learning_rate": 5e-3},
+}
 
 LONG = ("wide", "ppd")
 """Cells that take minutes per training seed."""

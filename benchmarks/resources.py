@@ -29,7 +29,6 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.statistics import Values, estimate, mean
 from rldistill.exporters.config import ExportConfig
-from rldistill.exporters.cost import c_latency
 from rldistill.exporters.export import export_policy
 from rldistill.policies.agent import inference_threads
 from rldistill.run.config import load_run
@@ -62,8 +61,8 @@ def times(students: list[Policy]) -> None:
         observations.append(torch.as_tensor(obs[None]))
         obs, *_ = env.step(Agent(students[0]).act(obs))
     with tempfile.TemporaryDirectory() as folder:
-        export_policy(students[0], GRID, Path(folder) / "c", ExportConfig(("onnx", "c"), states=50, episodes=1))
-        runtime = session((Path(folder) / "c" / "student.onnx").read_bytes())
+        export_policy(students[0], GRID, Path(folder) / "onnx", ExportConfig(("onnx",), states=50, episodes=1))
+        runtime = session((Path(folder) / "onnx" / "student.onnx").read_bytes())
         calls = {
             "controller": (teacher, 1),
             "student in PyTorch": (students[0], 50),
@@ -71,7 +70,6 @@ def times(students: list[Policy]) -> None:
         }
         with inference_threads(1), torch.no_grad():
             found = {name: processor_time(call, observations, repeats) for name, (call, repeats) in calls.items()}
-        found["student in C"] = c_latency(Path(folder) / "c", students[0].spec, ("-O2",), 5_000)["p50"]
     for name, microseconds in found.items():
         ratio = found["controller"] / microseconds
         print(f"{name:24}{microseconds:12.2f} µs{1e6 / microseconds:14,.0f} decisions/s{ratio:12,.0f} times")

@@ -41,21 +41,33 @@ class Sine(nn.Module):
         return x.sin()
 
 
+class Doubled(nn.Linear):
+    """A subclass of a known layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Own(Student):
     """A student of the user's own with a layer that has no translation."""
 
+    layer: str = "Sine"
+
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 8), Sine()), 8)
+        own = Sine() if self.layer == "Sine" else Doubled(8, 8)
+        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 8), own), 8)
 
 
-def test_student_of_the_users_own_is_traced(tmp_path: Path) -> None:
-    policy = Own().build(spec_from_env(CARTPOLE)).eval()
+@pytest.mark.parametrize("layer", ["Sine", "Doubled"])
+def test_student_of_the_users_own_is_traced(layer: str, tmp_path: Path) -> None:
+    policy = Own(layer).build(spec_from_env(CARTPOLE)).eval()
     certificate = export_policy(
         policy, CARTPOLE, tmp_path / "export", ExportConfig((), states=200, episodes=2), progress=False
     )
     assert certificate.formats["onnx"].differences["own"].agreement == 1.0
-    assert "Sine() has no translation" in str(certificate.formats["c"].refused)
+    refused = str(certificate.formats["c"].refused)
+    assert f"the layer {layer}(" in refused and "has no translation" in refused
 
 
 def test_format_without_translation_is_refused_if_it_is_asked_for(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Translation of policies into programs.
 
-A new layer is one function under `lower.register`, which composes the operations of `program`, so that every format
+A new layer is one function under `translate.register`, which composes the operations of `program`, so that every format
 supports it.
 """
 
@@ -158,54 +158,62 @@ def actor_features(policy: ActorPolicy, entries: Entries) -> Node:
     return concat(parts)
 
 
-@singledispatch
 def lower(layer: Any, x: Any) -> Node:
     """Return the operations of a layer; `x` is its input, or the entries of an observation.
 
     Raises:
-        ExportError: The layer has no translation.
+        ExportError: The layer has no translation; a subclass of a known layer with a `forward` of its own has none.
     """
+    kind = next(kind for kind in type(layer).__mro__ if kind in translate.registry)
+    if kind is not object and type(layer).forward is not kind.forward:
+        raise ExportError(f"export: the layer {layer} has no translation into operations")
+    return translate(layer, x)
+
+
+@singledispatch
+def translate(layer: Any, x: Any) -> Node:
+    """Return the operations of a layer of a registered kind, or of an activation."""
     name = next((name for name, kind in ACTIVATIONS.items() if type(layer) is kind), None)
     if name is None or has_arguments(layer):
         raise ExportError(f"export: the layer {layer} has no translation into operations")
     return unary(_single(x), name)
 
 
-@lower.register
+@translate.register
 def _(layer: nn.Sequential, x: Any) -> Node:
     for part in layer:
         x = lower(part, x)
     return _single(x)
 
 
-@lower.register
+@translate.register
 def _(layer: nn.Flatten, x: Any) -> Node:
     return flat(_single(x))
 
 
-@lower.register
+@translate.register
 def _(layer: Flat, x: Any) -> Node:
     return concat([flat(entry) for entry in x.values()]) if isinstance(x, dict) else flat(x)
 
 
-@lower.register
+@translate.register
 def _(layer: ChannelsToFront, x: Any) -> Node:
     return transpose(_single(x), (2, 0, 1))
 
 
-@lower.register
+@translate.register
 def _(layer: EntriesLayer, x: Any) -> Node:
     encoders = dict(zip(layer.keys, layer.encoders, strict=True))
     return concat([lower(encoders[key], node) if key in encoders else flat(node) for key, node in x.items()])
 
 
-@lower.register
+@translate.register
 def _(layer: nn.Linear, x: Any) -> Node:
     bias = np.zeros(layer.out_features, np.float32) if layer.bias is None else array(layer.bias)
     return linear(_single(x), array(layer.weight), bias)
 
 
-@lower.register
+@translate.register
 def _(layer: nn.Conv2d, x: Any) -> Node:
     x = _single(x)
     stride, padding = layer.stride[0], int(layer.padding[0])
@@ -215,7 +223,7 @@ def _(layer: nn.Conv2d, x: Any) -> Node:
     return Node("conv", (layer.out_channels, *sizes), (x,), arrays, {"stride": stride, "padding": padding})
 
 
-@lower.register
+@translate.register
 def _(layer: nn.MaxPool2d, x: Any) -> Node:
     x = _single(x)
     kernel, stride, padding = (int(getattr(layer, name)) for name in ("kernel_size", "stride", "padding"))
@@ -223,24 +231,24 @@ def _(layer: nn.MaxPool2d, x: Any) -> Node:
     return Node("max_pool", (x.shape[0], *sizes), (x,), {}, {"kernel": kernel, "stride": stride, "padding": padding})
 
 
-@lower.register
+@translate.register
 def _(layer: Residual, x: Any) -> Node:
     x = _single(x)
     return add(x, lower(layer.second, unary(lower(layer.first, unary(x, "relu")), "relu")))
 
 
-@lower.register
+@translate.register
 def _(layer: Standardizer, x: Any) -> Node:
     return clip(standardize(_single(x), array(layer.mean), array(layer.std)), -CLIP_STD, CLIP_STD)
 
 
-@lower.register
+@translate.register
 def _(layer: RandomFourierFeatures, x: Any) -> Node:
     phase = linear(_single(x), array(layer.weight), array(layer.bias))  # type: ignore[arg-type]
     return scaled(unary(phase, "cos"), layer.scale)
 
 
-@lower.register
+@translate.register
 def _(layer: ObjectLayer, x: Any) -> Node:
     x, regions = _single(x), [region for _, *region in layer.regions]
     count, frames = len(regions), layer.frames
@@ -249,14 +257,14 @@ def _(layer: ObjectLayer, x: Any) -> Node:
     return Node("objects", (size,), (x,), settings={"regions": regions, "threshold": layer.threshold})
 
 
-@lower.register
+@translate.register
 def _(layer: LastHidden, x: Any) -> Node:
     network = layer.network
     entries = standardized(network, x if isinstance(x, dict) else {"": x})
     return lower(network.body, actor_features(network, entries) if isinstance(network, ActorPolicy) else entries)
 
 
-@lower.register
+@translate.register
 def _(layer: NoisyOutput, x: Any) -> Node:
     x = _single(x)
     mean = lower(layer.mean, x)
