@@ -164,7 +164,7 @@ def lower(layer: Any, x: Any) -> Node:
     Raises:
         ExportError: The layer has no translation; a subclass of a known layer with a `forward` of its own has none.
     """
-    kind = next(kind for kind in type(layer).__mro__ if kind in translate.registry)
+    kind: Any = next(kind for kind in type(layer).__mro__ if kind in translate.registry)
     if kind is not object and type(layer).forward is not kind.forward:
         raise ExportError(f"export: the layer {layer} has no translation into operations")
     return translate(layer, x)
