@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rldistill.core.heads import ILLEGAL, LARGEST, ActionHead
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.data.dataset import Dataset, action_gap
+from rldistill.data.dataset import Dataset, action_gap, spread
 from rldistill.data.sequences import windows
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
@@ -198,8 +198,7 @@ def heldout_outputs(policy: Policy, dataset: Dataset, max_states: int = MAX_HELD
     rows, students, teachers = np.flatnonzero(dataset.heldout), [], []
     with torch.no_grad(), inference_threads(1):
         if policy.initial_state(1) is None:
-            spread = rows[np.linspace(0, len(rows) - 1, min(max_states, len(rows))).astype(np.int64)]
-            for batch in dataset.batches(spread, BATCH_SIZE):
+            for batch in dataset.batches(spread(rows, max_states), BATCH_SIZE):
                 students.append(policy(batch.obs)[0])
                 teachers.append(batch.teacher)
             return concat(students), concat(teachers)

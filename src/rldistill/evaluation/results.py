@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.episodes import PolicyKind
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.statistics import Estimate
+from rldistill.evaluation.statistics import Estimate, Returns, estimate, mean, normalized_mean
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
 from rldistill.evaluation.worlds import WorldResults, world_rows
 from rldistill.io.atomic import read_json
@@ -123,6 +124,13 @@ class PerturbedReturns(Record):
     mean: Estimate
     normalized: float | None
     lost: float
+
+    @classmethod
+    def of(cls, own: Returns, before: Returns, teacher: Returns, reference: Returns) -> PerturbedReturns:
+        """Return the result for the returns `own` instead of those `before` the change."""
+        score = float(normalized_mean(own, teacher, reference))
+        normalized = None if math.isnan(score) else score
+        return cls(mean=estimate(mean, own), normalized=normalized, lost=float(before.mean() - own.mean()))
 
 
 class Robustness(Record):

@@ -26,7 +26,7 @@ from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play, reference_name
 from rldistill.evaluation.results import PerturbedReturns, Robustness
-from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
+from rldistill.evaluation.statistics import Returns
 from rldistill.io.progress import Part, Progress
 from rldistill.policies.wrappers import with_action_mask
 
@@ -87,12 +87,8 @@ def robustness(
                 runs.append(play(perturbed, acting, episodes, side, progress=Part(progress, done, total)).returns)
                 done += episodes
             own = np.stack(runs)
-            score = float(normalized_mean(own, returns["teacher"], reference))
-            results[perturbation][name] = PerturbedReturns(
-                mean=estimate(mean, own),
-                normalized=None if math.isnan(score) else score,
-                lost=float(returns[name][:, :episodes].mean() - own.mean()),
-            )
+            before = returns[name][:, :episodes]
+            results[perturbation][name] = PerturbedReturns.of(own, before, returns["teacher"], reference)
     return Robustness(episodes=episodes, perturbations=results, left_out=left_out)
 
 

@@ -25,8 +25,8 @@ from rldistill.evaluation.episodes import (
     reference_name,
 )
 from rldistill.evaluation.results import PerturbedReturns, Teams
-from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
-from rldistill.io.progress import Part, Progress
+from rldistill.evaluation.statistics import Returns
+from rldistill.io.progress import Progress
 from rldistill.policies.joint import MixedTeam, RandomTeam, agent_views
 from rldistill.policies.wrappers import with_action_mask
 
@@ -66,13 +66,8 @@ def mixed_teams(
     agreement: dict[str, dict[str, float]] = {}
 
     def result(name: str, teams: list[Policy]) -> PerturbedReturns:
-        own = np.stack([play(env, team, episodes, joint, progress=Part(progress, 0)).returns for team in teams])
-        score = float(normalized_mean(own, best, reference))
-        return PerturbedReturns(
-            mean=estimate(mean, own),
-            normalized=None if math.isnan(score) else score,
-            lost=float(returns[name][:, :episodes].mean() - own.mean()),
-        )
+        own = np.stack([play(env, team, episodes, joint, progress=progress).returns for team in teams])
+        return PerturbedReturns.of(own, returns[name][:, :episodes], best, reference)
 
     for name, entry in policies.items():
         if entry.kind not in ("teacher", "student"):

@@ -15,7 +15,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play, reference_name
 from rldistill.evaluation.statistics import Estimate, estimate, mean, normalized_score
 from rldistill.evaluation.tables import Record, Rows, TableCell, interval_text, number_text
-from rldistill.io.progress import Part, Progress
+from rldistill.io.progress import Progress
 
 
 class WorldReturns(Record):
@@ -81,7 +81,7 @@ def other_worlds(
         returns, distinct = {}, {}
         for name, entry in policies.items():
             side = dataclasses.replace(base, side=entry.side)
-            runs = [play(changed, run, episodes, side, progress=Part(progress, 0)) for run in entry.runs.values()]
+            runs = [play(changed, run, episodes, side, progress=progress) for run in entry.runs.values()]
             returns[name], distinct[name] = np.stack([run.returns for run in runs]), min(run.distinct for run in runs)
         compared = returns["teacher"], returns[reference_name(policies)]
         results[kind] = {
