@@ -1,8 +1,8 @@
 """Compare `recipe: adversarial` and imitation's GAIL on LunarLander, from the same ten recorded episodes.
 
 Both have networks of 64x64 and as many environment steps, and keep the best policy by 10 validation episodes every
-40,000 steps. GAIL runs twice: with our settings of PPO, and with those of its tutorial. Nobody queries the teacher
-after the recording. An interrupted run goes on with --out.
+40,000 steps. GAIL runs with our settings of PPO and, for the first seed, with those of its tutorial. Nobody queries
+the teacher after the recording. An interrupted run goes on with --out.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
         f"{len(data):,} recorded steps; teacher {returns['teacher'].mean():.1f}, random {returns['random'].mean():.1f}"
     )
     show("rldistill", evaluation.policies["mlp"].normalized, ppo.total_steps)
-    for settings in ("same", "tutorial"):
-        theirs = [gail(data, settings, seed, options) for seed in range(options.seeds)]
+    for settings, seeds in {"same": options.seeds, "tutorial": 1}.items():
+        theirs = [gail(data, settings, seed, options) for seed in range(seeds)]
         for kind in ("best", "last"):
             score = normalized_score(
                 np.array([one["returns"][kind] for one in theirs]), returns["teacher"], returns["random"]

@@ -15,6 +15,7 @@ from torch import nn
 from rldistill.core.heads import DeterministicHead, GaussianHead, MultiCategoricalHead
 from rldistill.rl.config import AdversarialConfig, DiscriminatorConfig
 from rldistill.rl.discriminator import (
+    ABSORBING,
     Discriminator,
     Potential,
     Transitions,
@@ -80,6 +81,25 @@ class TestDiscriminator:
         square.forward = lambda inputs: inputs["x"][:, 0] ** 2 / 2  # type: ignore[assignment]
         one, two = {"x": torch.tensor([[8.0]])}, {"x": torch.tensor([[0.0]])}
         assert gradient_penalty(square, one, two, torch.tensor([0.25])).item() == pytest.approx(1.0)
+
+    def test_penalty_leaves_out_the_flag_of_the_absorbing_state(self) -> None:
+        """The gradient of 3 x + 4 is 3 without the flag, and 5 with it."""
+        linear = Known(lambda *_: torch.zeros(1))
+        linear.forward = lambda inputs: 3 * inputs["x"][:, 0] + 4 * inputs[ABSORBING][:, 0]  # type: ignore[assignment]
+        inputs = {"x": torch.randn(6, 1), ABSORBING: torch.rand(6, 1)}
+        assert gradient_penalty(linear, inputs, inputs, torch.rand(6)).item() == pytest.approx(4, rel=1e-4)
+
+    def test_terminations_that_were_not_recorded_cost_reward(self) -> None:
+        """Own steps are those recorded, and some terminate: log p / q within the absorbing state is below 0."""
+        rng, config = np.random.default_rng(0), AdversarialConfig()
+        states, ends = rng.integers(0, 3, 512), np.arange(512) % 16 == 15
+        reward = AdversarialReward.new(config, 0.99, recorded(states, states % 2, [False] * 512), None, 0)
+        rollout, policy = make_rollout(states, states % 2, ends), policy_of_logits()  # type: ignore[arg-type]
+        own = reward.own_steps(rollout, policy)
+        for _ in range(60):
+            reward.train(own, policy, rng)
+        rewards = reward.step_rewards(own).numpy()
+        assert rewards[ends].max() < -20 < rewards[~ends].min()
 
     def test_spectral_norm_of_each_layer_is_one(self) -> None:
         torch.manual_seed(0)

@@ -148,10 +148,13 @@ class Discriminator(nn.Module):
 def gradient_penalty(network: nn.Module, recorded: Inputs, own: Inputs, share: Tensor) -> Tensor:
     """Return E[(|grad f(x)| - 1)^2] at x = share * recorded + (1 - share) * own, the norm over all inputs of a step.
 
-    Gulrajani 2017, arXiv 1704.00028.
+    Gulrajani 2017, arXiv 1704.00028. The flag of the absorbing state is left out of the norm: that state, whose other
+    inputs are 0, is close to the mean of recorded ones, so that f could not tell it from them with gradients of norm
+    1. Its reward counts gamma / (1 - gamma) times, and would then favor terminations that were never recorded.
     """
     mixed = {name: torch.lerp(own[name], recorded[name], _like(share, own[name])).requires_grad_() for name in own}
-    gradients = torch.autograd.grad(network(mixed).sum(), [*mixed.values()], create_graph=True)
+    penalized = [part for name, part in mixed.items() if name != ABSORBING]
+    gradients = torch.autograd.grad(network(mixed).sum(), penalized, create_graph=True)
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
     # The gradient of a root at 0 is NaN.
     return ((squares.sum(0) + 1e-12).sqrt() - 1).square().mean()
