@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -82,6 +83,9 @@ RUN = {
     "students": {"small": {"type": "mlp", "hidden": [8]}, "tree": {"type": "tree", "max_depth": 3}},
     "distill": {"epochs": 4, "batch_size": 64, "learning_rate": 0.01}, "evaluate": {"episodes": 3, "videos": False},
 }  # fmt: skip
+
+MODULES = ("rldistill.run.stages", "stable_baselines3", "torch._dynamo", "pandas", "sklearn.cluster", "sklearn.tree")
+"""Imports of a run, which each fork would repeat."""
 
 
 def prepare(root: Path) -> None:
@@ -183,6 +187,8 @@ def main() -> None:
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=variables).returncode)
     warnings.simplefilter("ignore")
     root, library = Path(os.environ["RLDISTILL_FAULTS"]), ctypes.CDLL(os.environ["LD_PRELOAD"])
+    for module in MODULES:
+        importlib.import_module(module)
     prepare(root)
     code, output, _ = call(root, lambda: None)
     assert code == 0, output

@@ -13,7 +13,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["rldistill.cli.main", "rldistill.run.stages", "gymnasium", "stable_baselines3"])
+_MODULES = ["rldistill.cli.main", "rldistill.run.stages", "gymnasium", "stable_baselines3"]
+# Imported by PyTorch's optimizers, Arrow and the evaluation when they are first used, which takes 1.5 s of CPU time.
+_MODULES += ["torch._dynamo", "pandas", "sklearn.cluster"]
+_context.set_forkserver_preload(_MODULES)
 
 # Source instead of a function, whose module the new process could not import by its name.
 _MAIN = """

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,8 @@ import pytest
 from rldistill.data.manifest import Manifest
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
+
+from .. import commands
 
 pytestmark = pytest.mark.slow
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "faults.py"
@@ -40,19 +40,19 @@ def test_too_many_open_files_with_workers(tmp_path: Path, teacher: NetworkPolicy
         "execution": {"workers": 3},
     }
     (tmp_path / "run.json").write_text(json.dumps(document))
-    command = [sys.executable, "-m", "rldistill", "collect", str(tmp_path / "run.json"), "--resume"]
+    command = ("collect", str(tmp_path / "run.json"), "--resume")
 
-    for limit in (10, 16, 24):  # of the command, of the process from which workers are forked, and of workers
-        limit_files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
-        failed = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_files)
+    for limit in (10, 20, 26):  # of the command, of the process from which workers are forked, and of workers
+        limit_files = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))"
+        failed = commands.run(*command, before=limit_files)
         assert failed.returncode == 2, failed.stderr
         assert "Traceback" not in failed.stderr
         assert re.search(r"error: .*Raise `ulimit -n`, or use fewer workers.*--resume", failed.stderr.splitlines()[-1])
-    assert subprocess.run(command).returncode == 0
+    assert commands.run(*command).returncode == 0
     whole = Manifest.read(tmp_path / "out" / "dataset")
     document |= {"out": str(tmp_path / "alone"), "execution": {"workers": 1}}
     (tmp_path / "run.json").write_text(json.dumps(document))
-    assert subprocess.run(command).returncode == 0
+    assert commands.run(*command).returncode == 0
     assert [block.sha256 for block in Manifest.read(tmp_path / "alone" / "dataset").blocks] == [
         block.sha256 for block in whole.blocks
     ]

@@ -16,6 +16,7 @@ import yaml
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
+from .. import commands
 from ..conftest import manifest_bytes
 
 pytestmark = pytest.mark.slow
@@ -61,8 +62,8 @@ def test_full_disk_is_one_line_and_complete_blocks_remain(tmp_path: Path, teache
     assert blocks
     assert not [path for path in blocks if ".tmp." in path.name]
     arguments = [str(run), "--resume", "--quiet"]
-    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'run'}"], check=True)
-    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'whole'}"], check=True)
+    for name in ("run", "whole"):
+        assert commands.run("collect", *arguments, f"out={tmp_path / name}").returncode == 0
     assert manifest_bytes(tmp_path / "run" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
 
 
@@ -80,6 +81,6 @@ def test_stop_is_clean(tmp_path: Path, teacher: NetworkPolicy, stop: signal.Sign
     assert (process.returncode, output) == (130, "stopped; continue with --resume\n")
     if workers == 1:  # others are stopped at once, as a kill would
         assert not [path for path in blocks.iterdir() if ".tmp." in path.name]
-    subprocess.run([*CLI, "collect", str(run), "--resume", "--quiet"], check=True)
-    checked = subprocess.run([*CLI, "dataset", "check", str(tmp_path / "run")], capture_output=True, text=True)
+    assert commands.run("collect", str(run), "--resume", "--quiet").returncode == 0
+    checked = commands.run("dataset", "check", str(tmp_path / "run"))
     assert "every block is whole" in checked.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .. import commands
+
 pytestmark = pytest.mark.slow
 
 RUN = """
@@ -35,44 +37,71 @@ import itertools, time
 now, count = time.time, itertools.count()
 time.time = lambda: now() - 86_400 * next(count)
 """
-PLACES = ["Bäume und 木", " a  b ", "plain", "linked", "read-only home", "no home", "LANG=C", "-O", "clock"]
+# What `python -O` does, for the modules of this package only: to compile all others takes many seconds.
+WITHOUT_ASSERTS = """
+from importlib.machinery import SourceFileLoader
+load = SourceFileLoader.get_code
+def get_code(self, name):
+    if not name.startswith("rldistill"):
+        return load(self, name)
+    return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=1)
+SourceFileLoader.get_code = get_code
+for name in [name for name in sys.modules if name.startswith("rldistill")]:
+    del sys.modules[name]
+from rldistill.cli.main import main
+"""
+FOLDERS = ["Bäume und 木", " a  b ", "plain", "linked", "clock", "-O"]
+PROCESSES = ["no home", "read-only home, LANG=C"]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_pipeline_works_in(place: str, tmp_path: Path) -> None:
-    folder = tmp_path / (place if place in PLACES[:2] else "folder")
-    folder.mkdir()
+def write_run(folder: Path, teacher: str = TEACHER) -> None:
     (folder / "run.yaml").write_text(RUN, encoding="utf-8")
-    (folder / "my_teacher.py").write_text((JUMPS if place == "clock" else "") + TEACHER)
-    if place == "linked":
-        (tmp_path / "link").symlink_to(folder)
-        folder = tmp_path / "link"
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
-    if place == "read-only home":
-        (tmp_path / "home").mkdir(mode=0o500)
-        env["HOME"] = "/proc/1" if os.geteuid() == 0 else str(tmp_path / "home")
-    if place == "no home":
-        env.pop("HOME", None)
-    if place == "LANG=C":
-        env |= {"LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    options = ["-O"] if place == "-O" else []
-    command = [sys.executable, *options, "-m", "rldistill", "run", "run.yaml"]
-    done = subprocess.run(
-        command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace"
-    )
+    (folder / "my_teacher.py").write_text(teacher)
+
+
+def require_report(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / "runs" / "run" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("place", FOLDERS)
+def test_pipeline_works_in_folder(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / (place if place in FOLDERS[:2] else "folder")
+    folder.mkdir()
+    write_run(folder, (JUMPS if place == "clock" else "") + TEACHER)
+    if place == "linked":
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    before = WITHOUT_ASSERTS if place == "-O" else ""
+    require_report(folder, commands.run("run", "run.yaml", folder=folder, before=before))
+
+
+@pytest.mark.parametrize("place", PROCESSES)
+def test_pipeline_works_with(place: str, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
+    if "read-only home" in place:
+        (tmp_path / "home").mkdir(mode=0o500)
+        env["HOME"] = "/proc/1" if os.geteuid() == 0 else str(tmp_path / "home")
+    else:
+        env.pop("HOME", None)
+    if "LANG=C" in place:
+        env |= {"LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "rldistill", "run", "run.yaml"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
+        errors="replace",
+    )  # fmt: skip
+    require_report(tmp_path, done)
+
+
 def test_dataset_behind_a_link_is_used_where_it_is(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(RUN, encoding="utf-8")
-    (tmp_path / "my_teacher.py").write_text(TEACHER)
+    write_run(tmp_path)
     dataset = tmp_path / "runs" / "run" / "dataset"
 
     def call(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "rldistill", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = commands.run(*arguments, folder=tmp_path)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 
