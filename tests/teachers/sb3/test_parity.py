@@ -197,7 +197,7 @@ def trained(algorithm: Any, observations: Any, actions: Any, settings: dict[str,
     if algorithm in (PPO, MaskablePPO, TRPO):
         settings["batch_size"] = 32
     model = algorithm(policy, Env(observations, actions), seed=0, **settings)
-    model.learn(60 if observations in (PICTURE, DICT) else 300)
+    model.learn(60)
     return model
 
 
