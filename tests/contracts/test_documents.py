@@ -46,12 +46,14 @@ PACKAGES = {
 }
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
+FEW_EMULATORS = "collect.envs_per_stream=2"  # each takes long to start
 # Enough for all students to beat the best constant prediction; else the run ends with "the student learned nothing".
 PONG = [
-    "env.kwargs={max_num_frames_per_episode: 2000}",
+    "env.kwargs={max_num_frames_per_episode: 800}",
     "export=null",
     "collect.steps=1_600",
-    "distill.epochs=4",
+    FEW_EMULATORS,
+    "distill.epochs=8",
     "distill.batch_size=32",
     "distill.num_threads=1",  # more only wait for each other beside other tests
     "distill.learning_rate=1e-3",
@@ -59,6 +61,7 @@ PONG = [
 ]
 ROUND = ["seeds=[0]", "evaluate={episodes: 1, videos: false}", "distill.epochs=20", "distill.batch_size=16"]
 ROUND += ["distill.learning_rate=0.01", "students={mlp: {type: mlp}}", "recipe.rounds=1", "recipe.steps_per_round=32"]
+ROUND += ["recipe.eval_episodes=1"]
 WORLDS = {
     "bipedalwalker.yaml": ["collect.steps=320", *ROUND],
     "double-pendulum.yaml": ["collect.steps=480", *ROUND],
@@ -72,18 +75,15 @@ PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
     "adversarial.yaml": ["collect.steps=900", "ppo.eval_episodes=1"],
     **WORLDS,
-    "pong.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
+    "pong.yaml": [*PONG, "execution.workers=1", "recipe.rounds=1", "recipe.steps_per_round=160"],
     "cartpole.yaml": [*EVALUATED, "collect.steps=400", "recipe=offline", "distill.learning_rate=0.01"],
-    "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
-    "pong-objects.yaml": ["collect.steps=160"],
-    "pong-quick.yaml": ["collect.steps=160"],
-    "pong-a3c.yaml": ["collect.steps=160"],
-    "pong-basic.yaml": ["collect.steps=160"],
+    "pong-dagger.yaml": [*PONG, "students={linear: {type: linear}}", "recipe.rounds=1", "recipe.steps_per_round=160"],
+    **{f"pong-{name}.yaml": ["collect.steps=160", FEW_EMULATORS] for name in ("objects", "quick", "a3c", "basic")},
     "committee.yaml": ["collect.steps=160"],
     "condense.yaml": ["collect.steps=160"],
     "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
-    "metaworld-tasks.yaml": ["collect.steps=160", "collect.epsilon=0.5"],
+    "metaworld-tasks.yaml": ["collect.steps=160", "collect.epsilon=0.5", FEW_EMULATORS],
     **{name: ["collect.steps=160"] for name in MANY_AGENTS},
     **{key: [*TRAINED, "teacher.train.num_envs=2"] for key in ("spread-ppo.yaml", "spread-central.yaml")},
     "pistonball.yaml": [
@@ -92,7 +92,7 @@ SMALLER = {
         "collect.steps=16",
         "collect.envs_per_stream=4",
     ],
-    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],
+    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=8", FEW_EMULATORS],
     "jobshop.yaml": ["collect.steps=160"],
     "workers.yaml": ["collect.steps=160", "collect.num_streams=2"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
@@ -104,6 +104,8 @@ SMALLER = {
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""
+SHORTER = {"total_steps=30_000": "total_steps=4_096", "episodes=60": "episodes=10"}
+"""Changes of the Python of the README, for the same reason."""
 
 pytestmark = pytest.mark.slow
 
@@ -151,7 +153,7 @@ def test_commands_of_the_readme_run_in_their_order(clone: Path) -> None:
         if file is not None:
             arguments += SMALLER[file]
         if arguments[:2] == ["teachers", "verify"]:
-            arguments += ["--episodes", "2"]
+            arguments += ["--episodes", "2", "--env-kwarg", "max_num_frames_per_episode=800"]
         if arguments[0] == "export":
             arguments += ["--states", "200"]
         run(arguments, clone)
@@ -161,6 +163,9 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (block,) = blocks(README, "python")
     assert len(block.splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
+    for long, short in SHORTER.items():
+        assert long in block
+        block = block.replace(long, short)
     (tmp_path / "example.py").write_text(block, encoding="utf-8")
     runpy.run_path(str(tmp_path / "example.py"))
     assert (tmp_path / "runs/cartpole/report.html").exists()
