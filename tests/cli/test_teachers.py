@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
 
+from .. import commands
 from ..conftest import CARTPOLE
 
 pytestmark = pytest.mark.slow
@@ -123,10 +122,11 @@ def test_check_of_a_teacher_from_elsewhere_can_be_skipped(tmp_path: Path) -> Non
     file = tmp_path / "run.yaml"
     document = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**document, "collect": {"steps": 640, "epsilon": 0.5}}))
-    command = [sys.executable, "-m", "rldistill", "collect", str(file)]
-    result = subprocess.run([*command, "verify=false"], capture_output=True, text=True, check=True)
+    result = commands.run("collect", str(file), "verify=false")
+    assert result.returncode == 0
     assert "looks wrong" not in result.stderr
-    result = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
+    result = commands.run("collect", str(file), "--overwrite")
+    assert result.returncode == 0
     assert "warning: the teacher looks wrong: constant actions" in result.stderr
 
 

@@ -29,16 +29,25 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("key", [*CALLS])
-@pytest.mark.parametrize("guarded", [True, False])
-def test_script_without_a_main_guard_gets_a_hint(guarded: bool, key: str, tmp_path: Path) -> None:
-    call = f'if __name__ == "__main__":\n    {CALLS[key]}\n' if guarded else f"{CALLS[key]}\n"
-    (tmp_path / "script.py").write_text(SCRIPT + call)
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(SCRIPT + script)
     path = str(Path(rldistill.__file__).parents[1])
-    result = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+    return subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env=os.environ | {"PYTHONPATH": path},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert (result.returncode == 0) == guarded, result.stderr
-    assert (f"ConfigError: {key}: the workers import this script again" in result.stderr) != guarded
+
+
+@pytest.mark.parametrize("key", [*CALLS])
+def test_script_without_a_main_guard_gets_a_hint(key: str, tmp_path: Path) -> None:
+    result = run(f"{CALLS[key]}\n", tmp_path)
+    assert result.returncode != 0
+    assert f"ConfigError: {key}: the workers import this script again" in result.stderr
+    assert "--resume" not in result.stderr
+
+
+def test_script_with_a_main_guard_runs(tmp_path: Path) -> None:
+    result = run("\n    ".join(['if __name__ == "__main__":', *CALLS.values()]), tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "import this script again" not in result.stderr
     assert "--resume" not in result.stderr

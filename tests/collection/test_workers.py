@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .. import commands
 from ..conftest import manifest_bytes
 
 pytestmark = pytest.mark.slow
@@ -74,8 +75,8 @@ def test_killed_worker_is_replaced_and_the_bytes_are_the_same(tmp_path: Path) ->
     assert process.returncode == 0
     assert f"warning: execution.workers: worker {pid} was killed; a new one goes on with its job" in text
     assert "Traceback" not in text
-    command = [sys.executable, "-m", "rldistill", "collect", "run.yaml", "execution.workers=1", "out=whole", "--quiet"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    whole = ("collect", "run.yaml", "execution.workers=1", "out=whole", "--quiet")
+    assert commands.run(*whole, folder=tmp_path).returncode == 0
     assert manifest_bytes(tmp_path / "runs" / "run" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
 
 
@@ -95,10 +96,13 @@ def cmdline(pid: int) -> bytes:
 
 
 def test_stopped_worker_is_named(process: subprocess.Popen[str]) -> None:
-    pid = workers_of(process.pid)[0]
-    os.kill(pid, signal.SIGSTOP)
+    workers = workers_of(process.pid)
+    for pid in workers:  # all, since another would compute in vain
+        os.kill(pid, signal.SIGSTOP)
     time.sleep(6)
     os.kill(process.pid, signal.SIGINT)
-    os.kill(pid, signal.SIGCONT)
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
     _, text = process.communicate(timeout=60)
-    assert f"worker {pid} is stopped" in text
+    for pid in workers:
+        assert f"worker {pid} is stopped" in text

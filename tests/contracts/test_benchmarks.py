@@ -19,8 +19,8 @@ PROGRAMS = [*sorted(BENCHMARKS.glob("*.py")), BENCHMARKS.parent / ".ci" / "ship_
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_it_says_what_it_measures(program: Path) -> None:
     # In a fork, since some programs change environment variables, and each would repeat the imports.
-    start = f"import runpy, sys; sys.path[0] = {str(program.parent)!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
-    said = commands.run("--help", before=start)
+    start = "import runpy, sys; sys.path[0] = {!r}; runpy.run_path({!r}, run_name='__main__')"
+    said = commands.run("--help", before=start.format(str(program.parent), str(program)))
     assert (said.returncode, said.stderr) == (0, "")
     assert "usage" in said.stdout
 

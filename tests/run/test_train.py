@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,8 @@ import yaml
 
 from rldistill.core.spec import EnvConfig
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
+
+from .. import commands
 
 
 def test_train_prints_the_folder_of_the_teacher_and_a_comparison_with_random_play(tmp_path: Path) -> None:
@@ -23,8 +23,9 @@ def test_train_prints_the_folder_of_the_teacher_and_a_comparison_with_random_pla
         "out": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "rldistill", "train", str(tmp_path / "run.yaml")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = commands.run("train", str(tmp_path / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    output = done.stdout
     last = re.fullmatch(r"teacher: (.*) \(mean return ([\d.]+), random play ([\d.]+)\)", output.splitlines()[-1])
     assert last is not None, output
     assert Path(last[1]) == tmp_path / "run" / "teacher"

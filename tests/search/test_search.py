@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,8 @@ from rldistill.search.halving import promote
 from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.storage import save_policy
+
+from .. import commands
 
 pytestmark = pytest.mark.slow
 
@@ -202,8 +202,7 @@ def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> No
         SearchConfig(parse_share("200%"))
     with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
         SearchConfig(by="parameter")  # type: ignore[arg-type]
-    command = [sys.executable, "-m", "rldistill", "search", str(run_file(tmp_path, teacher)), "--by", "weight"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.run("search", str(run_file(tmp_path, teacher)), "--by", "weight")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
