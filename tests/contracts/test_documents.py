@@ -32,8 +32,6 @@ AGENTS = {
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
 MANY_AGENTS = ("spread.yaml", "spread-views.yaml", "speaker.yaml", "tag.yaml")
 PACKAGES = {
-    "grid.yaml": "gym_anm",
-    "jobshop.yaml": "JSSEnv",
     "metaworld.yaml": "metaworld",
     "metaworld-tasks.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
@@ -69,7 +67,7 @@ WORLDS = {
     "metaworld.yaml": ["collect.steps=320", *ROUND],
     "parking.yaml": ["collect.steps=320", *ROUND],
 }
-"""Overrides of run files that run to their report; `tests/examples` runs `grid.yaml` and `jobshop.yaml`."""
+"""Overrides of run files that run to their report."""
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
 PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
@@ -92,8 +90,6 @@ SMALLER = {
         "collect.steps=16",
         "collect.envs_per_stream=4",
     ],
-    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=8", FEW_EMULATORS],
-    "jobshop.yaml": ["collect.steps=160"],
     "workers.yaml": ["collect.steps=160", "collect.num_streams=2"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
@@ -125,8 +121,8 @@ def run(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-NOT_STARTED = ("atari-tasks.yaml",)
-"""Run files with a test of their own, since their first steps take too long."""
+NOT_STARTED = ("atari-tasks.yaml", "grid.yaml", "jobshop.yaml")
+"""Run files with a test of their own, here or in `tests/examples`, since their first steps take long."""
 OTHER_EXAMPLES = [
     file
     for file in EXAMPLES

@@ -134,7 +134,7 @@ def test_policy_that_is_better_when_sampled_is_suspicious() -> None:
 
 
 def test_reversed_frames_are_suspicious() -> None:
-    pong = EnvConfig("ALE/Pong-v5")
+    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 1_600})
     assert quick_check(load_policy("zoo:pong-dqn"), pong, steps=200) == ([], [])
     turned = load_policy("zoo:pong-dqn")
     assert isinstance(turned, nn.Module)
