@@ -83,3 +83,13 @@ def test_unknown_metaworld_task_is_refused() -> None:
     env = EnvConfig("metaworld_tasks:make")
     with pytest.raises(ConfigError, match="no 'fly_v3' in metaworld_tasks"):
         load_policy("metaworld_tasks:fly_v3", spec=spec_from_env(env))
+
+
+def test_differences_of_positions_are_magnified_and_bounded() -> None:
+    from features.differences import StateAndDifferences
+
+    obs = torch.zeros(1, 39, dtype=torch.float64)
+    obs[0, 4], obs[0, -1] = 0.04, -1.0  # an object 4 cm from the hand, and a goal a meter below both
+    features = StateAndDifferences(39)(obs)[0]
+    assert features[:39].tolist() == obs[0].float().tolist()
+    np.testing.assert_allclose(features[39:], [1, 0, 0, -1, 0, -3, 0, 0, -3], atol=1e-6)
