@@ -1,7 +1,7 @@
 """Features of Meta-World's tasks: the standardized state, and the differences between its positions, magnified.
 
-The scripted experts move by a multiple of such differences, and change their actions at differences of a few centimeters,
-which standardization makes small.
+The scripted experts move by a multiple of such differences, and change their actions at differences of a few
+centimeters, which standardization makes small.
 """
 
 from dataclasses import dataclass
