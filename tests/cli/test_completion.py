@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +18,8 @@ from rldistill.cli.completion import (
     complete_teacher,
     join_words,
 )
+
+from .. import commands
 
 
 @pytest.mark.parametrize(
@@ -119,8 +118,6 @@ def test_shell_receives_the_choices(shell: str, words: str, number: int, answer:
         "COMP_WORDS": words,
         "COMP_CWORD": str(number),
     }
-    command = [sys.executable, "-m", "rldistill"]
-    environment |= os.environ
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = commands.run(folder=tmp_path, before=f"os.environ.update({environment!r})")
     assert done.stdout.strip() == answer if shell != "zsh" else answer in done.stdout
     assert "distill.epochs" not in done.stdout
