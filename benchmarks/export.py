@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import nn
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.config import ExportConfig, Format
-from rldistill.exporters.cost import c_latency, timed
+from rldistill.exporters.cost import CALLS, MAX_SECONDS, c_latency
 from rldistill.exporters.export import export_policy
+from rldistill.policies.cost import WARM_UP_CALLS, measure_latency
 from rldistill.students import Mlp
 from rldistill.teachers.onnx import session
 
@@ -44,9 +46,9 @@ def main() -> None:
         )
         obs = np.zeros((1, 8), np.float32)
         times = {
-            "torch": lambda: np.median(timed(lambda: policy(torch.from_numpy(obs)))),
-            "onnx, bare graph": lambda: np.median(timed(lambda: bare.run(None, {"obs": obs}))),
-            "onnx": lambda: np.median(timed(lambda: ours.run(None, {"obs": obs}))),
+            "torch": lambda: median_us(lambda: policy(torch.from_numpy(obs))),
+            "onnx, bare graph": lambda: median_us(lambda: bare.run(None, {"obs": obs})),
+            "onnx": lambda: median_us(lambda: ours.run(None, {"obs": obs})),
             "c -O2": lambda: c_latency(folder, policy.spec, ("-O2",), 5_000)["p50"],
             "c -O3 -march=native": lambda: c_latency(folder, policy.spec, ("-O3", "-march=native"), 5_000)["p50"],
         }
@@ -54,6 +56,11 @@ def main() -> None:
             best = {name: min(float(measure()) for _ in range(REPEATS)) for name, measure in times.items()}
     for label, time in best.items():
         print(f"{label:22}{time:8.2f} µs{time / best['onnx, bare graph']:8.2f} times the bare graph")
+
+
+def median_us(call: Callable[[], object]) -> float:
+    """Return the median time of a call in microseconds."""
+    return measure_latency(call, WARM_UP_CALLS, CALLS, MAX_SECONDS)["p50"]
 
 
 def bare_graph(body: nn.Sequential, output: nn.Module) -> bytes:
