@@ -28,7 +28,7 @@ def test_grid(tmp_path: Path) -> None:
     pytest.importorskip("gym_anm", reason="gym-anm is not installed: pip install 'rldistill[resources]'")
     small = [
         "env.kwargs.max_episode_steps=4",
-        "collect.steps=64",
+        "collect.steps=256",  # over two of each quarter of an hour, so that the held-out ones are known
         "collect.envs_per_stream=8",
         "distill={epochs: 60, batch_size: 16, learning_rate: 0.01, patience: 0}",
     ]

@@ -62,7 +62,7 @@ class RunContext:
     temperature: float | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
     failed: Sequence[str] = ()
-    receive: Callable[[Evaluation], None] = lambda evaluation: None
+    receive: Callable[[Evaluation], None] | None = None
 
 
 @locked
@@ -119,7 +119,8 @@ def evaluate(
     remove_videos(folder / "videos")  # videos of other episodes would have the same names
     write_json(folder / "evaluation.json", evaluation.to_dict())
     discard_stage(folder / FOLDER)
-    context.receive(evaluation)
+    if context.receive is not None:
+        context.receive(evaluation)
     if config.videos:
         _record_videos(match, folder / "videos", progress)
     return evaluation
