@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,7 +41,6 @@ Reader = Callable[[Path], object]
 
 def make_artifacts(root: Path) -> dict[str, tuple[Path, Reader]]:
     """Write one file of each kind; return each with the function that reads it."""
-    train_state.CHECKPOINT_INTERVAL_S = 0.0
     torch.manual_seed(0)
     teacher = Mlp((8,)).build(spec_from_env(ENV)).eval()
     with torch.no_grad():
@@ -49,7 +49,8 @@ def make_artifacts(root: Path) -> dict[str, tuple[Path, Reader]]:
     config = DistillConfig(epochs=8, batch_size=32)
     distill(data, Mlp((8,)), config, root / "student", progress=False)
     StageInputs("distill", {"distill": config}).write(root / "student")
-    ppo.learn(LearningTask(ENV, Mlp((8,)), root / "ppo"), PPOConfig(total_steps=256, num_envs=2, rollout_length=32))
+    with patch.object(train_state, "CHECKPOINT_INTERVAL_S", 0.0):
+        ppo.learn(LearningTask(ENV, Mlp((8,)), root / "ppo"), PPOConfig(total_steps=256, num_envs=2, rollout_length=32))
     train_teacher(ENV, TrainConfig("PPO", 256, 2, 128, 1), root / "teacher", progress=False)
 
     def resume(path: Path) -> object:
