@@ -29,7 +29,7 @@ def make() -> gymnasium.Env:  # type: ignore[type-arg]
     return RolloutInfoWrapper(gymnasium.make("LunarLander-v2"))
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recorded", help="npz with obs and action of all steps, last_obs and length of all episodes")
     parser.add_argument("--ppo", choices=("same", "tutorial"), default="same")
@@ -37,8 +37,11 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=40_000)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = parse_arguments()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     same = options.ppo == "same"
