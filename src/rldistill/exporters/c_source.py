@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.exporters.c_runtime import ACTIVATIONS, FUNCTIONS, LONG_SUM, UNARY
+from rldistill.exporters.c_runtime import ACTIVATIONS, LONG_SUM, operations
 from rldistill.exporters.program import Node, Program
+from rldistill.exporters.texts import render
 
 TYPES = {
     "float32": "float", "float64": "double", "uint8": "uint8_t", "int8": "int8_t", "bool": "uint8_t",
@@ -35,30 +36,21 @@ class CSource:
 def write_c(program: Program, title: str) -> CSource:
     """Return the source files of a program; `title` is the comment at their head."""
     writer = _Writer(program)
-    body = "\n".join(f"    {statement}" for statement in writer.statements())
-    title = re.sub(r"[^ -~]", "?", title).replace("*/", "* /")
-    parameters = ", ".join(writer.parameters())
+    statements = writer.statements()
     state = 0 if program.state is None else program.state.size
-    num_actions = max(program.action.size, 1)
-    struct = [f"    float state[{state}]; /* of the current episode */"] if state else []
-    struct.append(f"    float work[{max(writer.work_size, 1)}]; /* intermediate results */")
-    shapes = [f"   {writer.inputs[node]}: {list(node.shape)} of {node.dtype}." for node in program.entries.values()]
-    header = "\n".join([
-        f"/* {title} */",
-        "#ifndef POLICY_H", "#define POLICY_H", "", "#include <stdint.h>", "",
-        f"#define POLICY_NUM_PARAMS {program.params.size}", f"#define POLICY_NUM_ACTIONS {num_actions}", "",
-        "typedef struct {", *struct, "} policy_t;", "",
-        "/* Starts an episode. */", "void policy_reset(policy_t *policy);", "",
-        "/* Chooses the most likely action for one observation, with the numbers that the environment returns.",
-        *shapes, f"   action: [{num_actions}]. params: [{program.params.size}], of the action head. */",
-        f"void policy_step({parameters});", "", "#endif", "",
-    ])  # fmt: skip
-    reset = f"for (int32_t i = 0; i < {state}; i++) policy->state[i] = 0.0f;" if state else "(void)policy;"
-    source = "\n".join([
-        f"/* {title} */", '#include "student.h"', "", "#include <math.h>", "".join(writer.functions.values()),
-        *writer.tables, "", "void policy_reset(policy_t *policy) {", f"    {reset}", "}", "",
-        f"void policy_step({parameters}) {{", "    float *work = policy->work;", "    (void)work;", body, "}", "",
-    ])  # fmt: skip
+    values = {
+        "title": re.sub(r"[^ -~]", "?", title).replace("*/", "* /"),
+        "parameters": ", ".join(writer.parameters()),
+        "state": state,
+        "work_size": writer.work_size,
+        "inputs": {writer.inputs[node]: node for node in program.entries.values()},
+        "num_params": program.params.size,
+        "num_actions": max(program.action.size, 1),
+        "functions": "".join(writer.functions.values()),
+        "tables": writer.tables,
+        "statements": statements,
+    }
+    header, source = render("student.h", **values), render("student.c", **values)
     return CSource(header, source, 4 * (state + writer.work_size))
 
 
@@ -186,7 +178,7 @@ class _Writer:
 
     def _call(self, function: str, kind: str, *arguments: object) -> str:
         """Return a call, and add the function for numbers of the C type `kind`."""
-        text = FUNCTIONS[function]
+        text = operations()[function]
         name = f"{function}_{kind}" if f"{function}_T" in text else function
         self.functions[name] = re.sub(r"\bT\b", kind, text.replace(f"{function}_T", name))
         return f"{name}({', '.join(map(str, arguments))});"
@@ -260,7 +252,7 @@ class _Writer:
     def _unary(self, node: Node, out: str) -> list[str]:
         function = node.settings["function"]
         name = f"apply_{function}"
-        self.functions[name] = UNARY.replace("NAME", name).replace("EXPRESSION", ACTIVATIONS[function])
+        self.functions[name] = operations()["unary"].replace("NAME", name).replace("EXPRESSION", ACTIVATIONS[function])
         return [f"{name}({self._pointer(node.inputs[0])}, {node.size}, {out});"]
 
     def _add(self, node: Node, out: str) -> list[str]:

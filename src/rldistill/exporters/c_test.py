@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from rldistill.exporters.c_source import TYPES, c_initializer, input_names
 from rldistill.exporters.program import Program
+from rldistill.exporters.texts import render
 from rldistill.exporters.vectors import Vectors, equal_runs
 
 TOLERANCE = 1e-4
@@ -16,49 +17,15 @@ MIN_RUN_BYTES = 1_000
 
 def write_c_test(program: Program, vectors: Vectors) -> str:
     """Return `student_test.c`, which exits with 1 if an action differs or a parameter by more than 1e-4 relative."""
-    steps, discrete = len(vectors.starts), program.action.dtype == "int64"
-    action_type = "int64_t" if discrete else "float"
+    steps, action_type = len(vectors.starts), "int64_t" if program.action.dtype == "int64" else "float"
     tables, decode, arguments = _observations(program, vectors)
     tables.append(_table("expected_action", action_type, vectors.action.reshape(steps, -1)))
     tables.append(_table("expected_params", "float", vectors.params))
     tables.append(_table("starts", "uint8_t", vectors.starts.astype(np.uint8)))
-    actions = max(program.action.size, 1)
-    wrong = (
-        "action[i] != wanted" if discrete else f"fabsf(action[i] - wanted) > {TOLERANCE}f * fmaxf(1.0f, fabsf(wanted))"
-    )
-    decoded = "".join(f"\n        {line}" for line in decode)
-    return f"""/* Compares {steps} recorded steps. Build: cc -std=c99 student.c student_test.c -lm */
-#include <math.h>
-#include <stdio.h>
-
-#include "student.h"
-
-{chr(10).join(tables)}
-
-static policy_t policy;
-
-int main(void) {{
-    int32_t failed = 0;
-    for (int32_t step = 0; step < {steps}; step++) {{
-        {action_type} action[POLICY_NUM_ACTIONS];
-        float params[POLICY_NUM_PARAMS];
-        int32_t same = 1;
-        if (starts[step]) policy_reset(&policy);{decoded}
-        policy_step(&policy, {", ".join(arguments)}, action, params);
-        for (int32_t i = 0; i < {actions}; i++) {{
-            const {action_type} wanted = expected_action[step * {actions} + i];
-            if ({wrong}) same = 0;
-        }}
-        for (int32_t i = 0; i < POLICY_NUM_PARAMS; i++) {{
-            const float wanted = expected_params[step * POLICY_NUM_PARAMS + i];
-            if (!(fabsf(params[i] - wanted) <= {TOLERANCE}f * fmaxf(1.0f, fabsf(wanted)))) same = 0;
-        }}
-        failed += !same;
-    }}
-    printf("%d of {steps} steps match\\n", (int)({steps} - failed));
-    return failed > 0;
-}}
-"""
+    return render(
+        "student_test.c", steps=steps, tables=tables, action_type=action_type, decode=decode, arguments=arguments,
+        num_actions=max(program.action.size, 1), tolerance=TOLERANCE,
+    )  # fmt: skip
 
 
 def _observations(program: Program, vectors: Vectors) -> tuple[list[str], list[str], list[str]]:

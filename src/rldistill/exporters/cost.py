@@ -12,35 +12,11 @@ import numpy as np
 from rldistill.core.spec import PolicySpec
 from rldistill.exporters.c_source import TYPES, input_names
 from rldistill.exporters.runtimes import OnnxRuntime, compile_c, compiler
+from rldistill.exporters.texts import render
 from rldistill.policies.cost import WARM_UP_CALLS, measure_latency, percentiles
 
 CALLS = 2_000
 MAX_SECONDS = 1.0
-C_BENCHMARK = """
-#define _POSIX_C_SOURCE 199309L
-#include <stdio.h>
-#include <time.h>
-#include "student.h"
-static policy_t policy;
-INPUTS
-int main(void) {
-    ACTION action[POLICY_NUM_ACTIONS];
-    float params[POLICY_NUM_PARAMS], sum = 0.0f;
-    struct timespec from, to;
-    policy_reset(&policy);
-    for (int32_t call = -20; call < CALLS; call++) {
-        clock_gettime(CLOCK_MONOTONIC, &from);
-        for (int32_t i = 0; i < REPEAT; i++) {
-            policy_step(&policy, ARGUMENTS, action, params);
-            sum += params[0];
-        }
-        clock_gettime(CLOCK_MONOTONIC, &to);
-        if (call >= 0)
-            printf("%.1f\\n", ((double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec)) / REPEAT);
-    }
-    return sum == 12345.0f;
-}
-"""
 
 
 def onnx_latency(runtime: OnnxRuntime) -> dict[str, float]:
@@ -56,17 +32,9 @@ def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int)
     """Return p50 and p99 of one decision of the compiled source in `folder`, in microseconds."""
     repeat = max(1, 20_000 // max(macs, 1))  # a clock is read once for some microseconds of work
     calls = max(20, min(CALLS, 400_000_000 // max(macs * repeat, 1)))
-    names = input_names(spec.entries)
-    text = C_BENCHMARK.replace("REPEAT", str(repeat)).replace("CALLS", str(calls))
-    text = text.replace("ARGUMENTS", ", ".join(names.values()))
-    text = text.replace(
-        "INPUTS",
-        "\n".join(
-            f"static {TYPES[part.dtype]} {names[key]}[{max(math.prod(part.shape), 1)}];"
-            for key, part in spec.entries.items()
-        ),
-    )
-    text = text.replace("ACTION action", f"{'int64_t' if spec.head.discrete else 'float'} action")
+    names, action_type = input_names(spec.entries), "int64_t" if spec.head.discrete else "float"
+    inputs = {names[key]: (TYPES[part.dtype], max(math.prod(part.shape), 1)) for key, part in spec.entries.items()}
+    text = render("benchmark.c", inputs=inputs, action_type=action_type, calls=calls, repeat=repeat)
     with tempfile.TemporaryDirectory() as temporary:
         source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"
         source.write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.exporters.program import Program
+from rldistill.exporters.texts import read_text
 from rldistill.exporters.vectors import Vectors, equal_runs
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 
@@ -43,11 +43,6 @@ def program_json(program: Program) -> dict[str, Any]:
     }
 
 
-def runtime() -> str:
-    """Return the JavaScript that runs a program."""
-    return (resources.files("rldistill.exporters") / "templates" / "policy.js").read_text("utf-8")
-
-
 def write_html(program: Program, vectors: Vectors, facts: dict[str, Any]) -> str:
     """Return a page that runs the policy offline: a form for the observation, the action, and the test vectors.
 
@@ -64,10 +59,9 @@ def write_html(program: Program, vectors: Vectors, facts: dict[str, Any]) -> str
             "params": vectors.params.tolist(),
         },
     }
-    page = (resources.files("rldistill.exporters") / "templates" / "policy.html").read_text("utf-8")
     # No text in the document ends the script, whatever its names contain.
     text = json.dumps(_finite(document), ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    return page.replace("/*POLICY*/", runtime()).replace("/*DOCUMENT*/", text)
+    return read_text("policy.html").replace("/*POLICY*/", read_text("policy.js")).replace("/*DOCUMENT*/", text)
 
 
 def read_program(path: Path) -> dict[str, Any]:

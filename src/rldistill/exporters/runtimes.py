@@ -23,8 +23,9 @@ from rldistill.core.entries import first_entry
 from rldistill.core.errors import CorruptArtifactError, error_text
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.exporters.javascript import read_program, runtime
+from rldistill.exporters.javascript import read_program
 from rldistill.exporters.onnx import params_names
+from rldistill.exporters.texts import read_text
 from rldistill.exporters.vectors import raw_entries
 from rldistill.teachers.onnx import open_session, read_model
 
@@ -183,7 +184,7 @@ class NodeRuntime(ExportedPolicy):
         super().__init__(interface)
         folder = Path(tempfile.mkdtemp(prefix="rldistill-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        (folder / "run.js").write_text(runtime() + NODE_SCRIPT, encoding="utf-8")
+        (folder / "run.js").write_text(read_text("policy.js") + read_text("run.js"), encoding="utf-8")
         self._errors = folder / "errors.txt"
         with self._errors.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
@@ -195,7 +196,7 @@ class NodeRuntime(ExportedPolicy):
             )
         weakref.finalize(self, _stop, self._process)
         self._path = path
-        if runtime() not in path.read_text("ascii", "replace"):
+        if read_text("policy.js") not in path.read_text("ascii", "replace"):
             raise CorruptArtifactError(f"{path}: its script is not the one of this version. Export again.")
         self._ask(read_program(path))
 
@@ -235,20 +236,3 @@ class NodeRuntime(ExportedPolicy):
 def _stop(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
-
-
-NODE_SCRIPT = """
-let policy = null;
-require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
-  const request = JSON.parse(line);
-  if (policy === null) {
-    policy = new Policy(request);
-    console.log("{}");
-    return;
-  }
-  policy.reset();
-  if (request.state) policy.state = Float32Array.from(request.state);
-  const result = policy.step(request.observation);
-  console.log(JSON.stringify({ ...result, state: [...policy.state] }));
-});
-"""
