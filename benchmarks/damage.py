@@ -22,12 +22,13 @@ from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.distillation.gradient import Trainer, load_checkpoint
+from rldistill.distillation.gradient import Trainer
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import read_json, read_jsonl
+from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.io.tensors import read_tensors, require_sealed_zip
-from rldistill.rl import ppo, train_state
+from rldistill.rl import ppo
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.train_state import LearningTask
 from rldistill.students import Mlp
@@ -49,12 +50,13 @@ def make_artifacts(root: Path) -> dict[str, tuple[Path, Reader]]:
     config = DistillConfig(epochs=8, batch_size=32)
     distill(data, Mlp((8,)), config, root / "student", progress=False)
     StageInputs("distill", {"distill": config}).write(root / "student")
-    with patch.object(train_state, "CHECKPOINT_INTERVAL_S", 0.0):
+    with patch("rldistill.io.checkpoint.INTERVAL_S", 0.0):
         ppo.learn(LearningTask(ENV, Mlp((8,)), root / "ppo"), PPOConfig(total_steps=256, num_envs=2, rollout_length=32))
     train_teacher(ENV, TrainConfig("PPO", 256, 2, 128, 1), root / "teacher", progress=False)
 
     def resume(path: Path) -> object:
-        return load_checkpoint(path, Trainer(data, Mlp((8,)), config))
+        trainer = Trainer(data, Mlp((8,)), config)
+        Checkpoint(path.parent.parent).load(lambda state: trainer.load_state_dict(state["trainer"]))
 
     zoo = Path(rldistill.__file__).parent / "zoo" / "pong-dqn" / "evaluation.json"
     shutil.copyfile(zoo, root / "evaluation.json")

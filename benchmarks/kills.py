@@ -63,12 +63,12 @@ MEASURED = {"latency", "latency_us", "batch_latency_us", "seconds", "sha256"}
 def start(root: Path, command: str, out: Path) -> int:
     """Start a command in a fork, which has imported everything; return its process id."""
     from rldistill.cli.main import main
-    from rldistill.distillation import gradient
-    from rldistill.rl import dqn, train_state
+    from rldistill.io import checkpoint
+    from rldistill.rl import dqn
     from rldistill.search import halving
 
-    gradient.CHECKPOINT_INTERVAL_S = train_state.CHECKPOINT_INTERVAL_S = 0.0
-    train_state.MAX_CHECKPOINT_SHARE, dqn.LOG_INTERVAL_STEPS, halving.MIN_UPDATES = float("inf"), 200, 200
+    checkpoint.INTERVAL_S, checkpoint.MAX_SHARE = 0.0, float("inf")
+    dqn.LOG_INTERVAL_STEPS, halving.MIN_UPDATES = 200, 200
     if (child := os.fork()) != 0:
         return child
     code = 99

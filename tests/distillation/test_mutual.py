@@ -14,7 +14,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Linear
 from rldistill.data.dataset import Dataset
-from rldistill.distillation import gradient, mutual
+from rldistill.distillation import mutual
 from rldistill.distillation.gradient import Trainer
 from rldistill.distillation.mutual import MutualTrainer
 from rldistill.io.atomic import read_jsonl
@@ -107,7 +107,8 @@ def test_interrupted_fit_continues_exactly(
         if done == 2:
             raise StoppedError
 
-    monkeypatch.setattr(gradient, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
     config, peers = DistillConfig(epochs=4, batch_size=128, learning_rate=1e-2), Peers((student,))
     whole = distill(dataset, student, config, tmp_path / "whole", progress=False, peers=peers)
     with pytest.raises(StoppedError):

@@ -38,7 +38,6 @@ from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.adversarial import initial_policy
 from rldistill.recipes.job import StudentJob
-from rldistill.rl import train_state
 from rldistill.run.stages import run_collect, run_distill
 from rldistill.students import Cnn
 from rldistill.students.storage import load_native
@@ -80,8 +79,8 @@ def stop_at(steps: int) -> Reports:
 def test_interrupted_training_continues_exactly(
     tmp_path: Path, folder: Path, form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_state, "CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(train_state, "MAX_CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
     config = ImitateConfig(Adversarial(form=form, episodes=3, discriminator=SMALL), FIT, SHORT)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     imitate(folder, Mlp((8,)), config, whole, progress=False)

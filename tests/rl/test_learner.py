@@ -19,6 +19,7 @@ from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import observation_views, spec_from_env
+from rldistill.io import checkpoint
 from rldistill.io.atomic import read_jsonl
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
@@ -236,7 +237,7 @@ def test_evaluations_are_due_at_intervals_and_at_the_end(worker: RolloutWorker, 
 
 def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
-    monkeypatch.setattr(train_state, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
     learner = make_learner(worker, tmp_path, score=lambda policy: np.ones(1))
     policy = learner.networks["policy"]
     run_worker(worker, 12)
@@ -247,14 +248,13 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     learner.weight.share = 0.25
     learner.teacher_loss = TeacherLoss((), Q)
     learner.teacher_loss.action_gap = 4.0
-    path = tmp_path / train_state.FILE
+    path = tmp_path / checkpoint.FILE
+    learner.save_if_due()
+    assert path.exists()
+    path.unlink()
     for now in (1_009.9, 1_010.0):
         learner.save_if_due()
         assert path.exists() == (now == 1_010)
-    path.unlink()
-    for now in (1_019.9, 1_020.0):
-        learner.save_if_due()
-        assert path.exists() == (now == 1_020)
     learner.log(policy, {})  # after the checkpoint
     other_worker = RolloutWorker(CARTPOLE, observation_views(CARTPOLE), 2, seed=0)
     other = make_learner(other_worker, tmp_path)
@@ -273,7 +273,7 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     assert other.teacher_loss is not None
     assert other.teacher_loss.action_gap == 4
     other_worker.vector.close()
-    make_learner(worker, tmp_path / "fresh").save()  # without a step of the optimizer
+    make_learner(worker, tmp_path / "fresh").save_if_due()  # without a step of the optimizer
     make_learner(worker, tmp_path / "fresh").restore()
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CorruptArtifactError, match=r'last\.safetensors: .* Start again with mode="overwrite"'):
@@ -282,15 +282,15 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
 
 def test_slow_checkpoints_are_rare(worker: RolloutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, saved = 0.0, list[float]()
-    monkeypatch.setattr(train_state, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
     learner = make_learner(worker, tmp_path)
 
-    def save() -> None:
+    def save(state: object) -> None:
         nonlocal now
         saved.append(now)
         now += 3.0  # 3% of 100 s
 
-    monkeypatch.setattr(learner, "save", save)
+    monkeypatch.setattr(learner.checkpoint, "save", save)
     for at in (10.0, 112.0, 113.0, 214.0, 216.5):
         now = at
         learner.save_if_due()

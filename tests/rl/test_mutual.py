@@ -20,7 +20,7 @@ from rldistill.distillation.config import SEED_STRIDE
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import read_jsonl
 from rldistill.policies.network import NetworkPolicy
-from rldistill.rl import ppo, train_state
+from rldistill.rl import ppo
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.mutual import MAX_CONFIDENCE, joint_row, labeled, learn_together, peer_guidance
 from rldistill.rl.rollout import Rollout
@@ -128,8 +128,8 @@ class StoppedError(Exception):
 
 
 def test_interrupted_training_continues_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_state, "CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(train_state, "MAX_CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
     whole, cut = make_task(tmp_path / "whole"), make_task(tmp_path / "cut")
     students = [whole.student, Mlp((16,))]
     learn_together(whole, students, SHORT, progress=False)

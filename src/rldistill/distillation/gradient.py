@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Batch, PolicyOutput, autocast, resolve_device, to_device
 from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset, spread
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label
-from rldistill.io.atomic import START_AGAIN
+from rldistill.io.checkpoint import Checkpoint, State
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
-from rldistill.io.tensors import below, read_tensors, write_tensors
 from rldistill.losses.objective import best_constant_loss, differentiate, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import Flat, flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -33,8 +32,6 @@ from rldistill.students.student import build_student
 
 Weights = dict[str, Tensor]
 MAX_HELDOUT_ROWS = 5_000
-CHECKPOINT_INTERVAL_S = 2.0
-"""Checkpoints are fsynced, and so cost as much as some epochs of a small student."""
 
 
 def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> NetworkPolicy:
@@ -50,10 +47,17 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
     # A warm start may be better than every epoch after it.
     initial_loss = trainer.heldout_loss()[0] if trainer.warm_start else np.inf
     best_loss, stale_epochs, epoch = np.inf, 0, 0
-    checkpoint, saved_at = folder / "checkpoints" / "last.safetensors", -np.inf
-    if checkpoint.exists():
-        best, (epoch, best_loss, stale_epochs) = load_checkpoint(checkpoint, trainer)
-    metrics = Metrics(folder)
+    checkpoint, metrics = Checkpoint(folder), Metrics(folder)
+
+    def state() -> State:
+        return {"trainer": trainer.state_dict(), "best": best, "fit": [epoch, best_loss, stale_epochs]}
+
+    def load(state: State) -> None:
+        nonlocal best, epoch, best_loss, stale_epochs
+        trainer.load_state_dict(state["trainer"])
+        best, (epoch, best_loss, stale_epochs) = state["best"], state["fit"]
+
+    checkpoint.load(load)
     metrics.keep(epoch)
     while epoch < config.epochs and not 0 < config.patience <= stale_epochs:
         train_loss = trainer.train_epoch(epoch)
@@ -66,9 +70,7 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
         row |= {"train_loss": train_loss, "heldout_loss": heldout_loss, "agreement": agreement}
         row |= {"learning_rate": trainer.optimizer.learning_rate}
         metrics.add(row | {"seconds": round(time.monotonic() - started, 3)})
-        if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
-            save_checkpoint(checkpoint, trainer, best, (epoch, best_loss, stale_epochs))
-            saved_at = time.monotonic()
+        checkpoint.save_if_due(state)
         progress.update(epoch, config.epochs, agreement)
     if initial_loss < best_loss:
         best_loss, best = initial_loss, initial
@@ -234,15 +236,14 @@ class Trainer:
         """Return a copy of the weights on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
 
-    def state_dict(self) -> Weights:
+    def state_dict(self) -> State:
         """Return the weights, and the moments of the optimizer."""
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        return tensors | {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        return {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state}
 
-    def load_state_dict(self, state: Weights) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore the result of `state_dict`; raise KeyError or RuntimeError if it does not fit."""
-        self.policy.load_state_dict(below("policy.", state))
-        self.optimizer.load(below("optimizer.", state))
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load(state["optimizer"])
 
 
 class FlatAdamW:
@@ -270,21 +271,3 @@ class FlatAdamW:
         """Restore a `state`; raise KeyError if a part of it is missing, RuntimeError if one has another shape."""
         for name, value in self.state.items():
             value.copy_(state[name])
-
-
-def save_checkpoint(path: Path, trainer: Trainer, best: Weights, progress: tuple[int, float, int]) -> None:
-    """Write the state of a trainer, the best weights, and epoch, best loss and epochs without improvement."""
-    tensors = trainer.state_dict() | {f"best.{name}": value for name, value in best.items()}
-    tensors["progress"] = torch.tensor(progress, dtype=torch.float64)
-    write_tensors(path, tensors, {})
-
-
-def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, float, int]]:
-    """Restore a trainer from `save_checkpoint`; return the best weights and the progress."""
-    tensors, _ = read_tensors(path)
-    try:
-        epoch, best_loss, stale_epochs = tensors.pop("progress").tolist()
-        trainer.load_state_dict(tensors)
-        return below("best.", tensors), (int(epoch), best_loss, int(stale_epochs))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None

@@ -14,8 +14,8 @@ from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import SEED_STRIDE, DistillConfig
-from rldistill.distillation.gradient import Trainer, Weights
-from rldistill.io.tensors import below
+from rldistill.distillation.gradient import Trainer
+from rldistill.io.checkpoint import State
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, total_loss, with_temperatures
 from rldistill.losses.policy import detached
@@ -122,12 +122,11 @@ class MutualTrainer(Trainer):
         self.policy = self.candidates[best].policy
         return results[best]
 
-    def state_dict(self) -> Weights:
+    def state_dict(self) -> State:
         """Return the states of all students."""
-        states = [part.state_dict() for part in self.parts]
-        return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
+        return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
 
-    def load_state_dict(self, state: Weights) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore the result of `state_dict`."""
         for number, part in enumerate(self.parts):
-            part.load_state_dict(below(f"{number}.", state))
+            part.load_state_dict(state[str(number)])

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import FractionSchedule, Linear
-from rldistill.distillation.gradient import CHECKPOINT_INTERVAL_S, Trainer
+from rldistill.distillation.gradient import Trainer
 from rldistill.distillation.weighting import weighted_dataset
-from rldistill.io.atomic import START_AGAIN, Mode
+from rldistill.io.atomic import Mode
+from rldistill.io.checkpoint import Checkpoint, State
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
-from rldistill.io.tensors import below, read_tensors, write_tensors
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run, StudentJob
@@ -73,15 +73,23 @@ class Reptile(FromDataset):
 
     def _train(self, trainer: Trainer, folder: Path, progress: Progress) -> None:
         """Run the outer steps; continue from the checkpoint, if there is one."""
-        checkpoint, metrics, started = folder / "checkpoints" / "last.safetensors", Metrics(folder), time.monotonic()
+        checkpoint, metrics, started, done = Checkpoint(folder), Metrics(folder), time.monotonic(), 0
         interval = -(-self.iterations // NUM_ROWS)
-        first = _load_checkpoint(checkpoint, trainer) if checkpoint.exists() else 0
-        metrics.keep(-(-first // interval))
+
+        def state() -> State:
+            return {"policy": trainer.policy.state_dict(), "iteration": done}
+
+        def load(state: State) -> None:
+            nonlocal done
+            trainer.policy.load_state_dict(state["policy"])
+            done = state["iteration"]
+
+        checkpoint.load(load)
+        metrics.keep(-(-done // interval))
         episode = trainer.dataset.columns["episode"]
         tasks = np.unique(episode[trainer.train_rows])
         losses: list[tuple[float, float]] = []
-        saved_at = -np.inf
-        for iteration in range(first, self.iterations):
+        for iteration in range(done, self.iterations):
             rng = np.random.default_rng([trainer.seed, iteration])
             rows = np.flatnonzero(episode == rng.choice(tasks))
             theta = trainer.weights.detach().clone()
@@ -94,10 +102,7 @@ class Reptile(FromDataset):
                 row = {"step": done, "train_loss": before, "adapted_loss": after}
                 metrics.add(row | {"seconds": round(time.monotonic() - started, 3)})
                 losses = []
-                if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
-                    tensors = {f"policy.{name}": value for name, value in trainer.policy.state_dict().items()}
-                    write_tensors(checkpoint, tensors | {"iteration": torch.tensor(done)}, {})
-                    saved_at = time.monotonic()
+                checkpoint.save_if_due(state)
             progress.update(done, self.iterations)
 
     def _adapt(
@@ -115,14 +120,3 @@ class Reptile(FromDataset):
                 if len(losses) == self.inner_steps:
                     break
         return losses[0], losses[-1]
-
-
-def _load_checkpoint(path: Path, trainer: Trainer) -> int:
-    """Restore the weights; return the number of iterations."""
-    tensors, _ = read_tensors(path)
-    try:
-        done = int(tensors.pop("iteration"))
-        trainer.policy.load_state_dict(below("policy.", tensors))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
-    return done

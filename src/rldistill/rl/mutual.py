@@ -13,6 +13,7 @@ from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Schedule
 from rldistill.distillation.config import SEED_STRIDE
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
@@ -23,7 +24,7 @@ from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.ppo import PPOLearner
 from rldistill.rl.rollout import Rollout
-from rldistill.rl.train_state import CheckpointClock, LearningTask, load_checkpoint, write_checkpoint
+from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, trust_student
 
@@ -64,18 +65,18 @@ def learn_together(
     with stage_progress(progress, "learn", "steps") as report, ExitStack() as stack:
         learners = open_learners(task, students, config, stack)
 
-        def save() -> None:
-            write_checkpoint(task.folder, {str(number): own.state_dict() for number, own in enumerate(learners)})
+        def state() -> dict[str, Any]:
+            return {str(number): own.state_dict() for number, own in enumerate(learners)}
 
         def load(state: Mapping[str, Any]) -> None:
             for number, learner in enumerate(learners):
                 learner.load_state_dict(state[str(number)])
 
-        load_checkpoint(task.folder, load)
+        checkpoint = Checkpoint(task.folder)
+        checkpoint.load(load)
         for learner in learners:
             learner.drop_newer_rows()
         metrics.keep(learners[0].num_rows)
-        clock = CheckpointClock()
         while learners[0].progress < 1:
             drawn = [learner.collect() for learner in learners]
             # All labels come before the first update, so that the order of the learners does not count.
@@ -84,7 +85,7 @@ def learn_together(
             row = joint_row(rows)
             metrics.add(row)
             report.update(min(row["step"], total_steps), total_steps, row["return"])
-            clock.save_if_due(save)
+            checkpoint.save_if_due(state)
         for learner in learners:
             learner.task.save(learner.result, learner.steps)
         alike = [learner for learner in learners if learner.task.student == task.student]

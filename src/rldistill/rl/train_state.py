@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy, on_device
 from rldistill.core.spec import EnvConfig
@@ -23,10 +23,9 @@ from rldistill.data.replay import ReplayBuffer
 from rldistill.distillation.prepare import picture_moments
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.io.atomic import START_AGAIN
+from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
-from rldistill.io.tensors import read_tensors, write_tensors
 from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
@@ -37,11 +36,6 @@ from rldistill.rl.rollout import RolloutWorker
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, save_policy
 
-FILE = "checkpoints/last.safetensors"
-CHECKPOINT_INTERVAL_S = 10.0
-"""Minimum time between checkpoints."""
-MAX_CHECKPOINT_SHARE = 0.03
-"""Maximum share of the time that is spent on checkpoints, which hold the whole replay buffer."""
 COUNTERS = ("steps", "updates", "offline_updates", "num_rows", "next_eval", "best_score")
 Score = Callable[[NetworkPolicy], NDArray[np.float64]]
 """Function that returns the returns of full episodes of a policy."""
@@ -110,9 +104,6 @@ class LearningTask:
 class Learner:
     """Base class of the learners, with everything that a run needs to continue exactly where it was stopped.
 
-    A checkpoint is one safetensors file, so that it is written at once: tensors by their path
-    (`networks/policy/output.weight`), numbers as JSON in its metadata.
-
     Attributes:
         networks: networks by name; `policy` learns, and `best` is the best policy so far, on the CPU.
         steps: environment steps.
@@ -145,7 +136,7 @@ class Learner:
             self.teacher_loss = TeacherLoss(task.guidance.losses, worker.teacher.policy.spec.head)
         self.no_loss = torch.zeros((), device=worker.device)
         self._started = time.monotonic()
-        self._clock = CheckpointClock()
+        self.checkpoint = Checkpoint(task.folder)
 
     @property
     def progress(self) -> float:
@@ -197,11 +188,7 @@ class Learner:
 
     def save_if_due(self) -> None:
         """Save a checkpoint if the last one is long enough ago."""
-        self._clock.save_if_due(self.save)
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        write_checkpoint(self.task.folder, self.state_dict())
+        self.checkpoint.save_if_due(self.state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during training, by name."""
@@ -223,7 +210,7 @@ class Learner:
         Raises:
             CorruptArtifactError: the checkpoint is damaged, or of another run.
         """
-        load_checkpoint(self.task.folder, self.load_state_dict)
+        self.checkpoint.load(self.load_state_dict)
         self.drop_newer_rows()
 
     def drop_newer_rows(self) -> None:
@@ -253,61 +240,6 @@ class Learner:
         warnings.warn(f"{folder}: open episodes could not be replayed exactly; they are dropped", stacklevel=5)
         if self.replay is not None:
             self.replay.truncate()
-
-
-class CheckpointClock:
-    """Time of the next checkpoint."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + CHECKPOINT_INTERVAL_S
-
-    def save_if_due(self, save: Callable[[], None]) -> None:
-        """Call `save` if the last checkpoint is long enough ago."""
-        started = time.monotonic()
-        if started >= self._next:
-            save()
-            ended = time.monotonic()
-            self._next = ended + max(CHECKPOINT_INTERVAL_S, (ended - started) / MAX_CHECKPOINT_SHARE)
-
-
-def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write nested dicts of tensors and numbers as the checkpoint of a folder."""
-    tensors: dict[str, Tensor] = {}
-    rest = _split(state, "", tensors)
-    write_tensors(folder / FILE, tensors, rest)
-
-
-def load_checkpoint(folder: Path, load: Callable[[dict[str, Any]], None]) -> None:
-    """Call `load` with the checkpoint of a folder, if there is one.
-
-    Raises:
-        CorruptArtifactError: the checkpoint is damaged, or of another run.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return
-    tensors, state = read_tensors(path)
-    try:
-        for key, tensor in tensors.items():
-            *folders, name = key.split("/")
-            target = state
-            for part in folders:
-                target = target.setdefault(part, {})
-            target[name] = tensor
-        load(state)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
-
-
-def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Move the tensors of nested dicts to `tensors`, by their path; return the rest."""
-    rest: dict[str, Any] = {}
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            tensors[f"{path}{name}"] = value
-        else:
-            rest[str(name)] = _split(value, f"{path}{name}/", tensors) if isinstance(value, Mapping) else value
-    return rest
 
 
 def clip_rewards(env: EnvConfig) -> EnvConfig:
