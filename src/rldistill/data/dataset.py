@@ -186,11 +186,15 @@ class Dataset:
         """Return True if features of each transition fit in memory and take less than its observation."""
         size = 4 * num_features
         whole = math.prod(self.spec.obs_shape) * np.dtype(self.spec.obs_dtype).itemsize
-        return size < whole and self.obs.nbytes + size * len(self) <= self.memory_gb * 1e9
+        return size < whole and self.has_room_for_bytes(size * len(self))
 
-    def seen_as(self, features: NDArray[np.float32]) -> Dataset:
-        """Return the same transitions with features `[N, F]` in place of the observations."""
-        spec = replace(self.spec, obs_shape=features.shape[1:], obs_dtype="float32", frames=None)
+    def has_room_for_bytes(self, count: int) -> bool:
+        """Return True if so many bytes more fit in memory."""
+        return self.obs.nbytes + count <= self.memory_gb * 1e9
+
+    def seen_as(self, features: NDArray[Any]) -> Dataset:
+        """Return the same transitions with features `[N, F]`, or numbers `[N]`, in place of the observations."""
+        spec = replace(self.spec, obs_shape=features.shape[1:], obs_dtype=str(features.dtype), frames=None)
         rows = np.arange(len(self))
         return replace(self, spec=spec, obs=features, row=rows, next_row=rows)
 

@@ -15,15 +15,17 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from rldistill.core.errors import ConfigError, NothingLearnedError
-from rldistill.core.policy import Batch, PolicyOutput, autocast, resolve_device, to_device
+from rldistill.core.policy import CPU, Batch, PolicyOutput, autocast, resolve_device, to_device
 from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset, spread
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label
+from rldistill.distillation.sparse_pixels import SparsePixels
 from rldistill.io.checkpoint import Checkpoint, State
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
+from rldistill.losses import LOSSES
 from rldistill.losses.objective import best_constant_loss, differentiate, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import Flat, flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -120,6 +122,11 @@ class Trainer:
         if self.on_features:
             features = frozen_features(self.policy, dataset.observations, len(dataset), self.device)
             self.dataset = dataset.seen_as(features)
+        # A loss of the user's may read the observations.
+        built_in = all(type(term.loss) in LOSSES.values() for term in self.terms)
+        self.pixels = SparsePixels.of(self.policy, dataset) if built_in and self.device == CPU else None
+        if self.pixels is not None:
+            self.dataset = dataset.seen_as(np.arange(len(dataset)))
         self.weights = flatten_weights(self.policy)
         self.optimizer = FlatAdamW(self.weights, config.learning_rate, config.weight_decay)
         self.train_rows, self.heldout_rows = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
@@ -228,6 +235,9 @@ class Trainer:
                 if self.on_features:
                     assert isinstance(batch.obs, Tensor)
                     output = self.policy.from_frozen_features(batch.obs)
+                elif self.pixels is not None:
+                    assert isinstance(batch.obs, Tensor)
+                    output = self.pixels.output(batch.obs)
                 else:
                     output = self.policy(batch.obs)[0]
             yield number / count, batch, output

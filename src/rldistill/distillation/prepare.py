@@ -13,6 +13,7 @@ from rldistill.data.dataset import Dataset, spread
 from rldistill.distillation.config import DistillConfig
 from rldistill.losses import BellmanTarget
 from rldistill.policies.encoding import encode, encoded_moments, moments_shape
+from rldistill.policies.layers import DataDependentLayer
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.student import capability
@@ -36,7 +37,8 @@ def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
     """Standardize the observations of a policy, and fit its features to a sample of them."""
     if not policy.normalizes_itself:
         policy.standardize(*observation_moments(dataset))
-    policy.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
+    if any(isinstance(layer, DataDependentLayer) for layer in policy.body.children()):
+        policy.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
 
 
 def observation_moments(dataset: Dataset) -> tuple[Tensor, Tensor]:

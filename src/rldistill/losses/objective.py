@@ -160,24 +160,25 @@ def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) 
 
 
 def _minimize(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: Tensor) -> float:
-    params = initial.clone().requires_grad_()
-    value = torch.zeros((), requires_grad=True)
+    # SciPy's L-BFGS, since that of torch.optim imports PyTorch's compiler, which takes most of a second.
+    from scipy.optimize import minimize
+
     labels = batch.teacher.features
-    features = torch.zeros(0 if labels is None else labels.shape[-1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([params, value, features], max_iter=100, line_search_fn="strong_wolfe")
+    sizes = [len(initial), 1, 0 if labels is None else labels.shape[-1]]  # of params, value and features
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        outputs = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
-        loss = total_loss(terms, PolicyOutput(head, *outputs), batch, 1.0)
+    def closure(point: Any) -> tuple[float, Any]:
+        leaf = torch.from_numpy(point).to(initial.dtype).requires_grad_()
+        params, value, features = (part.expand(len(batch.action), -1) for part in torch.split(leaf, sizes))
+        loss = total_loss(terms, PolicyOutput(head, params, value[:, 0], features), batch, 1.0)
         differentiate(loss)
-        return loss.item()
+        assert leaf.grad is not None
+        return loss.item(), leaf.grad.double().numpy()
 
-    if not math.isfinite(closure()):
+    start = torch.cat([initial, initial.new_zeros(sum(sizes[1:]))]).double().numpy()
+    if not math.isfinite(closure(start)[0]):
         names = " + ".join(type(term.loss).__name__ for term in terms)
         raise SpecMismatchError(
             f"distill.losses: {names} is NaN or infinite where the student predicts the same for all observations. "
             "Correct it, or use another loss."
         )
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return closure()
+    return float(minimize(closure, start, jac=True, method="L-BFGS-B", options={"maxiter": 100}).fun)
