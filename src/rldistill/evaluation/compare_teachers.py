@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
+from rldistill.distillation.config import Weighting
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.fidelity import squared_error
@@ -63,9 +65,8 @@ class TeacherComparison(Result):
         random: mean return of random play.
         discrete: True if actions are integers, so that `agreement` is a share and not a root mean squared difference.
         no_ensemble: reason that there is no ensemble of all teachers, if there is none.
-        weightings: teachability of a student of all teachers, by `distill.weighting`.
-        no_weighting: reason for each weighting that was left out.
-        agreement, no_agreement: agreement of pairs of teachers, and the reason for each pair without one.
+        weightings: teachability of a student of all teachers, or the reason why there is none, by `distill.weighting`.
+        agreement: agreement of pairs of teachers, or the reason why there is none.
         take, why: name of the recommended teacher, and the reason.
     """
 
@@ -76,10 +77,8 @@ class TeacherComparison(Result):
     discrete: bool
     teachers: dict[str, TeacherScore]
     no_ensemble: str | None
-    weightings: dict[str, float | None]
-    no_weighting: dict[str, str]
-    agreement: dict[str, float]
-    no_agreement: dict[str, str]
+    weightings: dict[str, float | str | None]
+    agreement: dict[str, float | str]
     take: str
     why: str
 
@@ -103,40 +102,36 @@ class TeacherComparison(Result):
     @property
     def weighting_rows(self) -> Rows:
         """Cells of each weighting of the labels of all teachers: its teachability, or the reason why it is left out."""
-        scored = [
-            [TableCell("weighting", name), figure("teachability", score, ".3f")]
+        return [
+            [TableCell("weighting", name), _figure_or_reason("teachability", score)]
             for name, score in self.weightings.items()
-        ]
-        return scored + [
-            [TableCell("weighting", name), TableCell("teachability", why)] for name, why in self.no_weighting.items()
         ]
 
     @property
     def agreement_rows(self) -> Rows:
         """Cells of each pair of teachers: its agreement, or the reason why there is none."""
         column = "agreement" if self.discrete else "action RMSE"
-        compared = [
-            [TableCell("teachers", pair), figure(column, value, ".3f")] for pair, value in self.agreement.items()
-        ]
-        return compared + [
-            [TableCell("teachers", pair), TableCell(column, why)] for pair, why in self.no_agreement.items()
+        return [
+            [TableCell("teachers", pair), _figure_or_reason(column, value)] for pair, value in self.agreement.items()
         ]
 
     def blocks(self) -> list[Table | str]:
         """Return the table of the teachers, their agreements and the recommendation."""
-        word = "agreement" if self.discrete else "action RMSE"
-        lines = [f"{word} {pair}: {value:.3f}" for pair, value in self.agreement.items()]
-        lines += [f"no {word} {pair}: {reason}" for pair, reason in self.no_agreement.items()]
+        lines = [f"{cell.column} {pair.text}: {cell.text}" for pair, cell in self.agreement_rows]
         if self.no_ensemble is not None:
             lines.append(f"no ensemble: {self.no_ensemble}")
-        for weighting, value in self.weightings.items():
-            score = "no score, since no teacher is better than random play" if value is None else f"{value:.3f}"
-            lines.append(f"teachability of all teachers together, weighting {weighting}: {score}")
-        lines += [f"no weighting {weighting}: {reason}" for weighting, reason in self.no_weighting.items()]
+        for weighting, cell in self.weighting_rows:
+            lines.append(f"teachability of all teachers together, weighting {weighting.text}: {cell.text}")
         lines.append(f"take {self.take}: {self.why}.")
         names = short_names(list(self.teachers))
         rows = [[TableCell("teacher", name), *row[1:]] for name, row in zip(names, self.rows, strict=True)]
         return [rich_table(rows), *lines]
+
+
+def _figure_or_reason(column: str, value: float | str | None) -> TableCell:
+    if value is None:
+        value = "no score, since no teacher is better than random play"
+    return TableCell(column, value) if isinstance(value, str) else figure(column, value, ".3f")
 
 
 def compare_teachers(
@@ -165,7 +160,7 @@ def compare_teachers(
     # Machines of Ray share the folder of the run, but not that of temporary files.
     place = Path.cwd() if execution.backend == "ray" else None
     with stage_progress(progress, "compare", "parts") as report, tempfile.TemporaryDirectory(dir=place) as temporary:
-        jobs, no_weighting = probe_jobs(env, teachers, [*fitted.values()], config, Path(temporary), seed)
+        jobs, no_committee = probe_jobs(env, teachers, [*fitted.values()], config, Path(temporary), seed)
         done = Total(report, 1 + jobs.count)
         random = play(env.view_of("teacher"), None, config.episodes, PlayConfig(seed)).returns
         done(1, 0)
@@ -174,8 +169,12 @@ def compare_teachers(
         best = max((result.returns for result in own.values()), key=lambda returns: float(returns.mean()))
         states = {name: jobs.data(number) for number, name in enumerate(fitted)}
         scores = {name: _score(fitted[name][0], states[name], own[name], best, random) for name in fitted}
-        together = results[len(fitted)] if len(results) > len(fitted) else ProbeResult()
-        agreements, no_agreement = _agreements({name: fitted[name][0] for name in teachers}, states)
+        together = {
+            str(weighting): probes if isinstance(probes, str) else _teachability(probes, best, random)
+            for result in results[len(fitted) :]
+            for weighting, probes in result.probes.items()
+        }
+        agreement = _agreements({name: fitted[name][0] for name in teachers}, states)
     take, why = recommend(scores)
     return TeacherComparison(
         env=env.id,
@@ -185,10 +184,8 @@ def compare_teachers(
         discrete=next(iter(entries.values())).spec.head.discrete,
         teachers=scores,
         no_ensemble=no_ensemble,
-        weightings={str(name): _teachability(probes, best, random) for name, probes in together.probes.items()},
-        no_weighting=no_weighting | together.left_out,
-        agreement=agreements,
-        no_agreement=no_agreement,
+        weightings=dict.fromkeys(get_args(Weighting), no_committee) if no_committee else together,
+        agreement=agreement,
         take=take,
         why=why,
     )
@@ -244,6 +241,7 @@ def _teachability(probes: Returns, best: Returns, random: Returns) -> float | No
 def _score(teacher: Policy, data: Dataset, result: ProbeResult, best: Returns, random: Returns) -> TeacherScore:
     cost, head, labels = measure_cost(teacher), data.spec.head, torch.from_numpy(data.columns["teacher"])
     probes = result.probes[None]
+    assert not isinstance(probes, str)  # of one teacher, it would have been raised
     return TeacherScore(
         returns=result.returns.tolist(),
         mean=estimate(mean, result.returns[None]),
@@ -257,17 +255,15 @@ def _score(teacher: Policy, data: Dataset, result: ProbeResult, best: Returns, r
     )
 
 
-def _agreements(
-    teachers: Mapping[str, Policy], states: Mapping[str, Dataset]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the agreement of each pair on the states of both, and the reason for each pair without one."""
-    agreements, left_out = {}, {}
+def _agreements(teachers: Mapping[str, Policy], states: Mapping[str, Dataset]) -> dict[str, float | str]:
+    """Return the agreement of each pair on the states of both, or the reason why there is none."""
+    agreements: dict[str, float | str] = {}
     for names in combinations(teachers, 2):
         pair, (one, other) = " / ".join(names), (teachers[name] for name in names)
         if any(teacher.initial_state(1) is not None for teacher in (one, other)):
-            left_out[pair] = "one is recurrent, so single states cannot be compared"
+            agreements[pair] = "one is recurrent, so single states cannot be compared"
         elif one.spec.view != other.spec.view or one.spec.obs_shape != other.spec.obs_shape:
-            left_out[pair] = "their observations differ"
+            agreements[pair] = "their observations differ"
         else:
             discrete, parts = one.spec.head.discrete, []
             for data in (states[name] for name in names):
@@ -277,4 +273,4 @@ def _agreements(
                 parts.append(a.agreement(b) if discrete else squared_error(a, b))
             whole = torch.cat(parts).mean()
             agreements[pair] = float(whole if discrete else whole.sqrt())
-    return agreements, left_out
+    return agreements

@@ -49,13 +49,12 @@ class ProbeResult:
 
     Attributes:
         returns: returns of the teacher; none for a committee.
-        probes: returns of the probe students, `[seeds, episodes]`, by weighting; None for that of one teacher.
-        left_out: reason for each weighting without probe students.
+        probes: returns of the probe students, `[seeds, episodes]`, or the reason why there are none, by weighting; None
+            for that of one teacher.
     """
 
-    returns: Returns = dataclasses.field(default_factory=lambda: np.zeros(0))
-    probes: dict[Weighting | None, Returns] = dataclasses.field(default_factory=dict)
-    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    returns: Returns
+    probes: dict[Weighting | None, Returns | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +94,12 @@ class ProbeJobs:
         probed = run_all(self.probe, [(*kind, seed) for kind in kinds for seed in PROBE_SEEDS])
         results = []
         for number, source in enumerate(self.sources):
-            returns, result = prepared[number], ProbeResult()
-            if not isinstance(returns, str):
-                result = ProbeResult(returns)
+            returns, probes = prepared[number], dict[Weighting | None, Returns | str]()
             for weighting in source.weightings:
                 rows = [probed.get((number, weighting, seed), returns) for seed in PROBE_SEEDS]
-                if reasons := [row for row in rows if isinstance(row, str)]:
-                    result.left_out[str(weighting)] = reasons[0]
-                else:
-                    result.probes[weighting] = np.stack([np.asarray(row) for row in rows])
-            results.append(result)
+                reason = next((row for row in rows if isinstance(row, str)), None)
+                probes[weighting] = reason or np.stack([np.asarray(row) for row in rows])
+            results.append(ProbeResult(np.zeros(0) if isinstance(returns, str) else returns, probes))
         return results
 
     def data(self, number: int) -> Dataset:
@@ -146,21 +141,21 @@ def probe_jobs(
     config: CompareConfig,
     folder: Path,
     seed: int,
-) -> tuple[ProbeJobs, dict[str, str]]:
-    """Return the jobs of all `fitted` teachers, and the reason for each weighting of all teachers that has none.
+) -> tuple[ProbeJobs, str]:
+    """Return the jobs of all `fitted` teachers and of their committee, or the reason why there is no committee.
 
     Several teachers together have as many steps as one, in few environments, so that their episodes end.
     """
-    collecting = CollectConfig(steps=config.steps, epsilon=EPSILON)
-    sources, left_out = [Source(*pair, collecting) for pair in fitted], dict[str, str]()
+    collecting, reason = CollectConfig(steps=config.steps, epsilon=EPSILON), ""
+    sources = [Source(*pair, collecting) for pair in fitted]
     if len(teachers) > 1:
         few = dataclasses.replace(collecting, num_streams=1, envs_per_stream=4)
         try:
             committee = fit_to_env(Committee(tuple(teachers.values()), names=tuple(teachers)), env)
             sources.append(Source(*committee, few, get_args(Weighting)))
         except (ConfigError, SpecMismatchError) as error:
-            left_out = dict.fromkeys(get_args(Weighting), str(error))
-    return ProbeJobs(sources, config, folder, seed), left_out
+            reason = str(error)
+    return ProbeJobs(sources, config, folder, seed), reason
 
 
 def _probe(data: Dataset, config: DistillConfig, folder: Path, seed: int) -> Policy | None:
