@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from rldistill import CollectConfig, EnvConfig, TrainConfig, Views, Wrapper, collect, train_teacher
 from rldistill.core.errors import ConfigError, UntrustedFileError
 from rldistill.core.worlds import Choice
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import Env, Manifest
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
-from rldistill.exporters.certificate import EnvRecord
+from rldistill.exporters.certificate import require_plain_env
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import read_run
 from rldistill.students import Mlp
@@ -222,9 +223,10 @@ def test_last_action_is_appended(env_id: str, action: Any, expected: list[float]
 
 
 def test_certificate_of_an_export_has_the_worlds() -> None:
-    record = EnvRecord.model_validate_json(EnvRecord.of(LENGTHS).model_dump_json())
-    assert record.config(Path("parity.json")) == LENGTHS
+    stored = TypeAdapter(Env)
+    record = stored.validate_json(stored.dump_json(LENGTHS))
+    assert require_plain_env(record, Path("parity.json")) == LENGTHS
     for worlds in ({"length": [0, 1e9]}, {"length": {"values": ["/etc/passwd"]}}):
-        hostile = EnvRecord.model_validate({"id": "CartPole-v1", "kwargs": {}, "wrappers": [], "worlds": worlds})
+        hostile = stored.validate_python({"id": "CartPole-v1", "worlds": worlds})
         with pytest.raises(UntrustedFileError, match=r"the environment has length="):
-            hostile.config(Path("parity.json"))
+            require_plain_env(hostile, Path("parity.json"))

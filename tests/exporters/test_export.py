@@ -24,11 +24,11 @@ from rldistill.core.errors import (
     UntrustedFileError,
 )
 from rldistill.core.heads import MASK, CategoricalHead, HeadKind
-from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Wrapper
+from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Views, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
-from rldistill.exporters.certificate import Certificate, EnvRecord, WrapperRecord
+from rldistill.exporters.certificate import Certificate, require_plain_env
 from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
@@ -147,12 +147,12 @@ def test_environment_with_code_in_a_certificate_is_refused(copied: Path) -> None
     ],
 )
 def test_published_environments_of_many_agents_are_allowed(env_id: str, is_allowed: bool, tmp_path: Path) -> None:
-    record = EnvRecord(id=env_id, kwargs={"local_ratio": 0.0}, wrappers=[])
+    env = EnvConfig(env_id, {"local_ratio": 0.0})
     if is_allowed:
-        assert record.config(tmp_path).id == env_id
+        assert require_plain_env(env, tmp_path).id == env_id
     else:
         with pytest.raises(UntrustedFileError, match=rf"names code of its own, {env_id}\. Pass --env\."):
-            record.config(tmp_path)
+            require_plain_env(env, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,13 @@ def test_published_environments_of_many_agents_are_allowed(env_id: str, is_allow
     ],
 )
 def test_wrappers_of_agents_in_a_file_are_the_allowed_ones(wrapper: Any, message: str | None, tmp_path: Path) -> None:
-    views = WrapperRecord(name="AgentViews", kwargs={"agent": [wrapper]})
-    record = EnvRecord(id="pettingzoo:mpe2.simple_spread_v3", kwargs={}, wrappers=[views])
+    views = Wrapper("AgentViews", {"agent": [wrapper]})
+    env = EnvConfig("pettingzoo:mpe2.simple_spread_v3", views=Views(student=(views,)))
     if message is None:
-        assert record.config(tmp_path).wrappers == (Wrapper("AgentViews", views.kwargs),)
+        assert require_plain_env(env, tmp_path).wrappers == (views,)
     else:
         with pytest.raises(RLDistillError, match=message):
-            record.config(tmp_path)
+            require_plain_env(env, tmp_path)
 
 
 def test_c_test_program_passes_and_notices_another_weight(copied: Path) -> None:

@@ -45,6 +45,7 @@ def _parse_env(value: Any) -> EnvConfig:
     return env
 
 
+Env = Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
 Spec = Annotated[PolicySpec, Stored(), PlainSerializer(PolicySpec.to_json)]
 
 
@@ -116,7 +117,7 @@ class Origin(Document):
         teacher_spec: Observations of the teacher, if they are stored beside those of the student.
     """
 
-    env: Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
+    env: Env
     spec: Spec
     teacher_spec: Spec | None
 

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_serializer
+from pydantic import Field
 from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
-from rldistill.core.fields import Stored
-from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper, are_small
-from rldistill.core.worlds import Choice, Worlds
+from rldistill.core.spec import EnvConfig, Wrapper, are_small
+from rldistill.core.worlds import Choice
+from rldistill.data.manifest import Env, Spec
 from rldistill.envs.agent_views import AGENT_VIEWS, wrappers_of_agents
 from rldistill.envs.multi_agent import is_published
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
@@ -40,48 +40,6 @@ class ClosedLoop(Document):
     original_mean: float
     equal_actions: float
     keeps_95: str
-
-
-class WrapperRecord(Document):
-    """Wrapper of an environment."""
-
-    name: str
-    kwargs: dict[str, Any]
-
-
-class EnvRecord(Document):
-    """Environment of the certificate, as the policy observes it."""
-
-    id: str
-    kwargs: dict[str, Any]
-    wrappers: list[WrapperRecord]
-    worlds: Worlds = Field(default_factory=dict)
-
-    @classmethod
-    def of(cls, env: EnvConfig) -> EnvRecord:
-        """Return the record of an environment without views."""
-        wrappers = [WrapperRecord(name=wrapper.name, kwargs=wrapper.kwargs) for wrapper in env.wrappers]
-        return cls(id=env.id, kwargs=env.kwargs, wrappers=wrappers, worlds=env.worlds)
-
-    def config(self, path: Path) -> EnvConfig:
-        """Return the environment; raise UntrustedFileError if it names code, which a file may not."""
-        wrappers = tuple(Wrapper(wrapper.name, wrapper.kwargs) for wrapper in self.wrappers)
-        single = list[Wrapper]()
-        for wrapper in wrappers:
-            of_agents = wrappers_of_agents(wrapper.kwargs).values() if wrapper.name == AGENT_VIEWS else [[wrapper]]
-            single += [own for listed in of_agents for own in listed]
-        names = [*([] if is_published(self.id) else [self.id]), *(wrapper.name for wrapper in single)]
-        if code := [name for name in names if ":" in name]:
-            raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
-        for wrapper in single:  # others may write videos, or call a function
-            if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
-                raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
-        worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in self.worlds.items()}
-        # A text may name a file, and a large number fill the memory.
-        for key, value in (*self.kwargs.items(), *worlds.items()):
-            if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
-                raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
-        return EnvConfig(self.id, self.kwargs, wrappers, worlds=self.worlds)
 
 
 class FormatRecord(Document):
@@ -143,9 +101,9 @@ class Certificate(Result):
     policy: str
     fingerprint: str
     kind: str
-    env: EnvRecord
+    env: Env
     seed: int
-    spec: Annotated[PolicySpec, Stored()]
+    spec: Spec
     state_shape: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] | None
     states: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
     episodes: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
@@ -155,11 +113,6 @@ class Certificate(Result):
     formats: dict[str, FormatRecord]
     vectors: str
     versions: dict[str, str]
-
-    @field_serializer("spec")
-    def _spec_json(self, spec: PolicySpec) -> dict[str, Any]:
-        document: dict[str, Any] = spec.to_json()
-        return document
 
     @property
     def failures(self) -> list[str]:
@@ -248,3 +201,24 @@ def _latency_cell(latency: dict[str, float] | None) -> TableCell:
 def metadata_text(value: Any) -> str:
     """Return metadata as canonical JSON."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def require_plain_env(env: EnvConfig, path: Path) -> EnvConfig:
+    """Return the environment in a file as a student observes it; raise UntrustedFileError if it names code."""
+    env = env.view_of("student")
+    single = list[Wrapper]()
+    for wrapper in env.wrappers:
+        of_agents = wrappers_of_agents(wrapper.kwargs).values() if wrapper.name == AGENT_VIEWS else [[wrapper]]
+        single += [own for listed in of_agents for own in listed]
+    names = [*([] if is_published(env.id) else [env.id]), *(wrapper.name for wrapper in single)]
+    if code := [name for name in names if ":" in name]:
+        raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
+    for wrapper in single:  # others may write videos, or call a function
+        if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
+            raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
+    worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in env.worlds.items()}
+    # A text may name a file, and a large number fill the memory.
+    for key, value in (*env.kwargs.items(), *worlds.items()):
+        if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
+            raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
+    return env

@@ -24,7 +24,6 @@ from rldistill.exporters.certificate import (
     GOOD_AGREEMENT,
     MIN_INT8_AGREEMENT,
     Certificate,
-    EnvRecord,
     FormatRecord,
 )
 from rldistill.exporters.comparison import compare
@@ -150,7 +149,7 @@ class _Export:
             policy=self.context.name,
             fingerprint=fingerprint(self.policy),
             kind=kind_of(self.policy),
-            env=EnvRecord.of(self.env),
+            env=self.env,
             seed=self.context.seed,
             spec=self.policy.spec,
             state_shape=self.interface.state_shape,

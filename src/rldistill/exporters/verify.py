@@ -10,7 +10,7 @@ from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.exporters.certificate import Certificate, FormatRecord
+from rldistill.exporters.certificate import Certificate, FormatRecord, require_plain_env
 from rldistill.exporters.config import FORMATS, ExportConfig, Format
 from rldistill.exporters.export import c_source, fitted
 from rldistill.exporters.formats import missing_tool, open_runtime
@@ -73,7 +73,7 @@ def verify_export(
     records: dict[str, FormatRecord] = {}
     with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
         if (policy := _original(folder, certificate)) is not None:
-            env = env or certificate.env.config(folder)
+            env = env or require_plain_env(certificate.env, folder)
             policy = fitted(policy, env)
             config = ExportConfig((), certificate.states, certificate.episodes)
             measures = Measures(policy, env, interface, config, certificate.seed, dataset, report)

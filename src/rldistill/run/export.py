@@ -16,7 +16,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.results import Evaluation
-from rldistill.exporters.certificate import FILE, Certificate, EnvRecord
+from rldistill.exporters.certificate import FILE, Certificate, require_plain_env
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy, formats_of
 from rldistill.exporters.metadata import ExportContext
@@ -188,9 +188,7 @@ def _env_of_run(run: Path) -> EnvConfig:
     path = run / "config.yaml"
     document = read_yaml(path).get("env")
     document = {"id": document} if isinstance(document, str) else document
-    env: EnvConfig = read(EnvConfig, document)
-    env = env.view_of("student")
-    return EnvRecord.of(env).config(path)
+    return require_plain_env(read(EnvConfig, document), path)
 
 
 def _context(run: Path, source: Path, folder: Path, name: str, seed: int, dataset: Dataset | None) -> ExportContext:
