@@ -25,9 +25,8 @@ from rldistill.distillation.distill import distill
 from rldistill.distillation.gradient import Trainer
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import read_json, read_jsonl
-from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.stage_inputs import StageInputs
-from rldistill.io.tensors import read_tensors, require_sealed_zip
+from rldistill.io.tensors import Checkpoint, read_tensors, require_sealed_zip
 from rldistill.rl import ppo
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.train_state import LearningTask
@@ -50,7 +49,7 @@ def make_artifacts(root: Path) -> dict[str, tuple[Path, Reader]]:
     config = DistillConfig(epochs=8, batch_size=32)
     distill(data, Mlp((8,)), config, root / "student", progress=False)
     StageInputs("distill", {"distill": config}).write(root / "student")
-    with patch("rldistill.io.checkpoint.INTERVAL_S", 0.0):
+    with patch("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0):
         ppo.learn(LearningTask(ENV, Mlp((8,)), root / "ppo"), PPOConfig(total_steps=256, num_envs=2, rollout_length=32))
     train_teacher(ENV, TrainConfig("PPO", 256, 2, 128, 1), root / "teacher", progress=False)
 

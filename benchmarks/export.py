@@ -19,8 +19,8 @@ from torch import nn
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.config import ExportConfig, Format
-from rldistill.exporters.cost import CALLS, MAX_SECONDS, c_latency
 from rldistill.exporters.export import export_policy
+from rldistill.exporters.measures import CALLS, MAX_SECONDS, c_latency
 from rldistill.policies.cost import WARM_UP_CALLS, measure_latency
 from rldistill.students import Mlp
 from rldistill.teachers.onnx import session

@@ -109,9 +109,9 @@ def prepare(root: Path) -> None:
 def call(root: Path, before: Callable[[], object], after: Callable[[], int] = lambda: 0) -> tuple[int, str, int]:
     """Run in a fork, after `before`; return the exit code, all output, and the result of `after` (below 2^31)."""
     from rldistill.cli.main import main
-    from rldistill.io import checkpoint
+    from rldistill.io import tensors
 
-    checkpoint.INTERVAL_S, checkpoint.MAX_SHARE = 0.0, float("inf")
+    tensors.CHECKPOINT_INTERVAL_S, tensors.MAX_CHECKPOINT_SHARE = 0.0, float("inf")
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:

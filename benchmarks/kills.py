@@ -63,11 +63,11 @@ MEASURED = {"latency", "latency_us", "batch_latency_us", "seconds", "sha256"}
 def start(root: Path, command: str, out: Path) -> int:
     """Start a command in a fork, which has imported everything; return its process id."""
     from rldistill.cli.main import main
-    from rldistill.io import checkpoint
+    from rldistill.io import tensors
     from rldistill.rl import dqn
     from rldistill.search import halving
 
-    checkpoint.INTERVAL_S, checkpoint.MAX_SHARE = 0.0, float("inf")
+    tensors.CHECKPOINT_INTERVAL_S, tensors.MAX_CHECKPOINT_SHARE = 0.0, float("inf")
     dqn.LOG_INTERVAL_STEPS, halving.MIN_UPDATES = 200, 200
     if (child := os.fork()) != 0:
         return child

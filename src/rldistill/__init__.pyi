@@ -89,7 +89,7 @@ from .losses import ValueMSE as ValueMSE
 from .losses import Wasserstein as Wasserstein
 from .losses.objective import Term as Term
 from .policies.agent import Agent as Agent
-from .policies.committee import Committee as Committee
+from .policies.ensemble import Committee as Committee
 from .policies.ensemble import Ensemble as Ensemble
 from .policies.joint import JointPolicy as JointPolicy
 from .policies.joint import agent_views as agent_views

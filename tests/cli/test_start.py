@@ -10,9 +10,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import rldistill
-from rldistill.cli.init import TRAIN
 from rldistill.cli.main import app
-from rldistill.cli.start import complete_example, description, example_files
+from rldistill.cli.start import TRAIN, complete_example, description, example_files
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import pytest
 
 from rldistill import Adversarial, Mutual, MutualPPO, load_run, read_run, spec_from_env
 from rldistill.recipes.tasks import require_tasks, task_runs
+from rldistill.run.config import parse_value
 from rldistill.run.jobs import load_teacher
-from rldistill.run.yaml import parse_value
 
 from .. import commands
 

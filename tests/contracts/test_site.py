@@ -16,7 +16,7 @@ from typer.main import get_command
 import rldistill
 from rldistill import RLDistillError, read_run
 from rldistill.cli.main import app
-from rldistill.run.yaml import parse_value
+from rldistill.run.config import parse_value
 
 from .. import commands
 

@@ -42,7 +42,7 @@ from rldistill.io.atomic import read_json, write_json
 from rldistill.losses import BellmanTarget
 from rldistill.losses.objective import Term
 from rldistill.policies.actor_critic import Actor
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Linear, Mlp
 from rldistill.teachers.python import FunctionPolicy

@@ -107,8 +107,8 @@ def test_interrupted_fit_continues_exactly(
         if done == 2:
             raise StoppedError
 
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", float("inf"))
     config, peers = DistillConfig(epochs=4, batch_size=128, learning_rate=1e-2), Peers((student,))
     whole = distill(dataset, student, config, tmp_path / "whole", progress=False, peers=peers)
     with pytest.raises(StoppedError):

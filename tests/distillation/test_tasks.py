@@ -113,8 +113,8 @@ def test_smaller_datasets_are_repeated(datasets: dict[str, Dataset]) -> None:
 def test_interrupted_fit_ends_with_the_same_bytes(
     datasets: dict[str, Dataset], balance: Any, warm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", float("inf"))
     config = DistillConfig(epochs=6, batch_size=128, balance=balance, patience=0)
     start: Any = STUDENT
     if warm:

@@ -44,7 +44,7 @@ from rldistill.distillation.weighting import (
     weighted_dataset,
 )
 from rldistill.envs.spaces import spec_from_env
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.students import Mlp, Tree
 from rldistill.teachers.python import FunctionPolicy
 

@@ -23,7 +23,7 @@ from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Views, Wrapper, part_sizes
-from rldistill.data.content import require_content
+from rldistill.data.blocks import require_content
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge

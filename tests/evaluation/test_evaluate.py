@@ -93,7 +93,7 @@ def test_sequential_evaluation_stops_after_the_decision(
         return play(env, policy, episodes, config, **options)
 
     # by its module's name: `rldistill.evaluate` is the function
-    monkeypatch.setattr(sys.modules["rldistill.evaluation.played"], "play", recorded)
+    monkeypatch.setattr(sys.modules["rldistill.evaluation.match"], "play", recorded)
     config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100, margin=0.1)
     shown: list[tuple[int, int]] = []
     policies = {"teacher": PolicyRuns("teacher", {None: teacher}), "same": PolicyRuns("student", {0: teacher})}

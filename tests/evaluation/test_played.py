@@ -24,7 +24,7 @@ from rldistill.evaluation.disagreements import Moments
 from rldistill.evaluation.episodes import ComparedStep, PlayConfig, PolicyRuns
 from rldistill.evaluation.evaluate import RunContext, evaluate, evaluate_shard
 from rldistill.evaluation.fidelity import OwnStates
-from rldistill.evaluation.played import FOLDER, Played, PlayPart, read_played
+from rldistill.evaluation.match import FOLDER, Played, PlayPart, read_played
 from rldistill.io.execution import Shard, ignore
 from rldistill.io.lock import lock_folder
 from rldistill.io.tensors import read_tensors, write_tensors
@@ -135,7 +135,7 @@ def test_evaluation_that_was_stopped_goes_on(
     with pytest.raises(RLDistillError, match="it fails"):
         evaluate(CARTPOLE, {**students, "b": Failing(teacher)}, config, tmp_path / "run", progress=False)
     assert len([*(tmp_path / "run" / FOLDER).iterdir()]) == 2
-    played, module = list[int](), sys.modules["rldistill.evaluation.played"]
+    played, module = list[int](), sys.modules["rldistill.evaluation.match"]
     play = module.play  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "play", lambda *some, **more: (played.append(1), play(*some, **more))[1])
     assert results(evaluate(CARTPOLE, students, config, tmp_path / "run", progress=False)) == whole
@@ -156,7 +156,7 @@ def test_shards_have_the_results_of_one_process(
         for _ in range(2):  # the second time, nothing is left to do
             evaluate_shard(CARTPOLE, students, config, folder, Shard(number, 3), seed=7, progress=False)
         assert len([*(folder / FOLDER).iterdir()]) == 4 * number
-    monkeypatch.setattr(sys.modules["rldistill.evaluation.played"], "play", None)
+    monkeypatch.setattr(sys.modules["rldistill.evaluation.match"], "play", None)
     assert results(evaluate(CARTPOLE, students, config, folder, RunContext(7), progress=False)) == whole
 
 

@@ -12,10 +12,10 @@ from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
-from rldistill.exporters.agents import AgentsRuntime, file_of
 from rldistill.exporters.certificate import Certificate
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
+from rldistill.exporters.formats import AgentsRuntime, file_of
 from rldistill.exporters.metadata import ExportContext
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import Interface

@@ -23,7 +23,7 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.played import FOLDER
+from rldistill.evaluation.match import FOLDER
 from rldistill.evaluation.results import Evaluation
 from rldistill.io import storage
 from rldistill.io.atomic import discard_stage, write_json

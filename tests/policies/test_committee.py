@@ -19,7 +19,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import write_json
 from rldistill.io.execution import Execution
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Mlp
 from rldistill.teachers.fingerprint import fingerprint

@@ -79,8 +79,8 @@ def stop_at(steps: int) -> Reports:
 def test_interrupted_training_continues_exactly(
     tmp_path: Path, folder: Path, form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", float("inf"))
     config = ImitateConfig(Adversarial(form=form, episodes=3, discriminator=SMALL), FIT, SHORT)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     imitate(folder, Mlp((8,)), config, whole, progress=False)

@@ -22,7 +22,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.replay import TransitionBatch
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, read_jsonl, sha256_file
-from rldistill.io.checkpoint import Checkpoint
+from rldistill.io.tensors import Checkpoint
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
@@ -154,8 +154,8 @@ def test_buffers_are_not_averaged(tmp_path: Path) -> None:
 def test_resumed_run_has_the_same_bytes(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", math.inf)
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", math.inf)
     monkeypatch.setattr("rldistill.rl.dqn.LOG_INTERVAL_STEPS", 200)
     guidance = Guidance(KL, Constant(1.0))
 
@@ -190,12 +190,12 @@ def test_checkpoint_share_is_limited_and_both_phases_report_progress(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
     monkeypatch.setattr(Checkpoint, "save", lambda self, state: saved.append(state["counters"]["offline_updates"]))
     config = dataclasses.replace(SHORT, total_steps=8, offline_steps=3)
     reports: list[tuple[int, int]] = []
     for share, count in ((math.inf, 3), (1e-9, 1)):
-        monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", share)
+        monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", share)
         learn_dqn(
             CARTPOLE, Mlp((8,)), config, tmp_path / str(share), dataset=dataset,
             progress=Reports(lambda done, total: reports.append((done, total))),

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 
 # A checkpoint after every update, so that kills also meet those.
 CHECKPOINTS = """
-import rldistill.io.checkpoint, rldistill.rl.dqn
-rldistill.io.checkpoint.INTERVAL_S = 0.0
-rldistill.io.checkpoint.MAX_SHARE = float("inf")
+import rldistill.io.tensors, rldistill.rl.dqn
+rldistill.io.tensors.CHECKPOINT_INTERVAL_S = 0.0
+rldistill.io.tensors.MAX_CHECKPOINT_SHARE = float("inf")
 rldistill.rl.dqn.LOG_INTERVAL_STEPS = 200
 """
 

@@ -19,7 +19,7 @@ from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import observation_views, spec_from_env
-from rldistill.io import checkpoint
+from rldistill.io import tensors
 from rldistill.io.atomic import read_jsonl
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
@@ -237,7 +237,7 @@ def test_evaluations_are_due_at_intervals_and_at_the_end(worker: RolloutWorker, 
 
 def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(tensors, "time", SimpleNamespace(monotonic=lambda: now))
     learner = make_learner(worker, tmp_path, score=lambda policy: np.ones(1))
     policy = learner.networks["policy"]
     run_worker(worker, 12)
@@ -248,7 +248,7 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     learner.weight.share = 0.25
     learner.teacher_loss = TeacherLoss((), Q)
     learner.teacher_loss.action_gap = 4.0
-    path = tmp_path / checkpoint.FILE
+    path = tmp_path / tensors.CHECKPOINT
     learner.save_if_due()
     assert path.exists()
     path.unlink()
@@ -282,7 +282,7 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
 
 def test_slow_checkpoints_are_rare(worker: RolloutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, saved = 0.0, list[float]()
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(tensors, "time", SimpleNamespace(monotonic=lambda: now))
     learner = make_learner(worker, tmp_path)
 
     def save(state: object) -> None:

@@ -128,8 +128,8 @@ class StoppedError(Exception):
 
 
 def test_interrupted_training_continues_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", float("inf"))
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", float("inf"))
     whole, cut = make_task(tmp_path / "whole"), make_task(tmp_path / "cut")
     students = [whole.student, Mlp((16,))]
     learn_together(whole, students, SHORT, progress=False)

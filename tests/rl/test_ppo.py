@@ -165,7 +165,7 @@ def test_policy_of_continuous_actions_is_gaussian(tmp_path: Path) -> None:
 def test_resumed_run_has_the_same_bytes(
     teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent, guidance: Guidance
 ) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
     learn(CARTPOLE, student, SHORT, tmp_path / "whole", teacher=teacher, guidance=guidance, seed=3)
 
     class Stop(Exception):

@@ -136,8 +136,8 @@ def test_dataset_normalizes_pixels_also_without_offline_steps(tmp_path: Path) ->
 def test_resumes_within_the_dataset_phase(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.io.checkpoint.INTERVAL_S", 0.0)
-    monkeypatch.setattr("rldistill.io.checkpoint.MAX_SHARE", math.inf)
+    monkeypatch.setattr("rldistill.io.tensors.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.io.tensors.MAX_CHECKPOINT_SHARE", math.inf)
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=60)
     step, count = DQNLearner._step, itertools.count()
 

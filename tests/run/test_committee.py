@@ -21,7 +21,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import compare_teachers
 from rldistill.evaluation.config import CompareConfig, EvaluateConfig
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.from_reward import Kickstart

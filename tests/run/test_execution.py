@@ -18,7 +18,7 @@ import pytest
 from rldistill.collection.collect import seal
 from rldistill.collection.stream import run_streams
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.evaluation.played import FOLDER
+from rldistill.evaluation.match import FOLDER
 from rldistill.io import progress
 from rldistill.io.execution import SERIAL, Shard, run_jobs
 from rldistill.io.lock import lock_folder
@@ -143,7 +143,7 @@ def test_progress_of_several_fits_counts_their_epochs(
         return run_jobs(work, items, SERIAL, report, uses_gpu)
 
     monkeypatch.setattr(progress, "MIN_DURATION_S", 0.0)
-    monkeypatch.setattr("rldistill.run.fits.run_jobs", run_here)
+    monkeypatch.setattr("rldistill.run.jobs.run_jobs", run_here)
     students = {"tree": {"type": "tree", "max_depth": 3}, "mlp": {"type": "mlp", "hidden": [8]}}
     fit = {"epochs": 3, "batch_size": 128, "learning_rate": 0.01, "losses": ["action_nll"]}
     changes = {"out": str(tmp_path / "out"), "students": students, "distill": fit, "execution": {"workers": 2}}

@@ -237,7 +237,7 @@ def distill(
 ) -> None:
     """Distill a dataset alone, such as an imported one, without a teacher or an environment."""
     from rldistill.io.progress import track
-    from rldistill.run.yaml import parse_value
+    from rldistill.run.config import parse_value
     from rldistill.students import AnyStudent
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -265,7 +265,7 @@ def imitate(
 ) -> None:
     """Train a student in the environment of a dataset to act as recorded, without a teacher (adversarial imitation)."""
     from rldistill.io.progress import track
-    from rldistill.run.yaml import parse_value
+    from rldistill.run.config import parse_value
     from rldistill.students import AnyStudent
 
     chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))

@@ -20,7 +20,6 @@ from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
 from rldistill.cli.export import exports
 from rldistill.cli.hub import hub
-from rldistill.cli.init import init
 from rldistill.cli.options import (
     AsJson,
     Backend,
@@ -42,7 +41,7 @@ from rldistill.cli.options import (
     require_new,
     settings_of,
 )
-from rldistill.cli.start import demo, examples
+from rldistill.cli.start import demo, examples, init
 from rldistill.cli.teachers import teachers
 from rldistill.cli.watch import watch
 from rldistill.core.errors import ConfigError, printable

@@ -89,7 +89,7 @@ def read_options(prefix: str, kind: Any, values: Any) -> Any:
 
 def parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
     """Return the values of `key=value`, each value in YAML."""
-    from rldistill.run.yaml import parse_value
+    from rldistill.run.config import parse_value
 
     values = {}
     for pair in pairs:
@@ -103,7 +103,7 @@ def parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
 def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
     """Return the environment of the options --env and --env-kwarg; raise ConfigError if a value is not valid."""
     from rldistill.recipes.fields import EnvField
-    from rldistill.run.yaml import parse_value
+    from rldistill.run.config import parse_value
 
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
     if kwargs:

@@ -1,17 +1,150 @@
-"""`rldistill demo` and `rldistill examples`: runs that ship with the package."""
+"""`rldistill demo`, `rldistill examples` and `rldistill init`: the first runs of a user."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shlex
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import rldistill
-from rldistill.cli.options import Quiet, output, require_new
+from rldistill.cli.completion import complete_teacher
+from rldistill.cli.options import ENV_HELP, TEACHER_HELP, Quiet, output, parse_env, parse_teacher, require_new
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
+
+TRAIN = "train"
+"""Answer in place of a teacher that exists."""
+PICTURE_PARAMETERS = 30_000
+"""Largest student on pictures."""
+RUN_FILE = """\
+# {id}: a small student of a teacher. Run it: rldistill run {file}
+# All keys: rldistill schema --markdown. The command line overrides any of them: distill.epochs=40
+env: {env}
+teacher:{teacher}
+
+# The teacher plays these steps, and labels each with its own choice.
+collect: {{steps: {steps}}}
+
+# Then the student acts in two rounds, and the teacher labels the states that it reaches (DAgger).
+recipe: {{name: dagger, rounds: 2, steps_per_round: {steps_per_round}}}
+
+# Passes over the data.
+distill: {{epochs: 20}}
+
+# Students, under names of your own; several are compared. Other types: linear, tree, mlp, cnn, gru, ...
+students:
+  {name}: {student}
+
+# Training seeds. With several, the result is about these settings, not about one lucky student.
+seeds: [0]
+
+# Full episodes of each policy. A yes, that a student keeps 95% of the teacher's lead, takes at least 59.
+evaluate: {{episodes: {episodes}}}
+
+# Files for other programs, each compared with its student: c, html, sb3; onnx and int8 need rldistill[export].
+# export: {{formats: [c]}}
+"""
+TRAINED = """
+  train: # PPO, DQN, SAC, ... of Stable-Baselines3; more steps until its curve in the report is flat
+    algorithm: PPO
+    total_steps: 200_000"""
+
+
+def init(
+    file: Annotated[Path | None, typer.Argument(help="Run file to write; by default ENV.yaml.")] = None,
+    env: Annotated[str | None, typer.Option(help=ENV_HELP, show_default=False)] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{TEACHER_HELP}; or {TRAIN}, to train one.", show_default=False, autocompletion=complete_teacher
+        ),
+    ] = None,
+) -> None:
+    """Write a commented run file for an environment and a teacher, and ask for those that are not given."""
+    from rldistill.envs.spaces import spec_from_env
+    from rldistill.evaluation.check_env import require_env
+    from rldistill.run.config import parse_value, read_run
+    from rldistill.run.jobs import load_teacher
+
+    env = env or _ask("Environment, such as CartPole-v1")
+    config = parse_env(env, None)
+    name = re.sub(r"-v\d+$", "", re.split("[/:]", config.id)[-1]).lower()
+    file = file or Path(f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-') or 'run'}.yaml")
+    require_new(file, "init")
+    require_env(config)
+    teacher = teacher or _ask(f"Teacher, a path, zoo:NAME, or {TRAIN} for a new one", _teacher_of(config.id))
+    values = {
+        "file": shlex.quote(str(file)),
+        "id": config.id,
+        "env": _flow(parse_value(env, "env") if env.startswith("{") else {"id": env}),
+        "teacher": TRAINED if teacher == TRAIN else f" {_flow(_options(parse_teacher(teacher)))}",
+        **_sizes(spec_from_env(config.view_of("student"))),
+    }
+    text = RUN_FILE.format(**values)
+    run = read_run({**parse_value(text, "init"), "name": file.stem, "out": f"runs/{file.stem}"}, "init")
+    if teacher != TRAIN:
+        run.recipe.check(run, load_teacher(run))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    typer.echo(f"{file}: run it with `rldistill run {values['file']}`")
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    try:
+        return str(typer.prompt(question, default))
+    except typer.Abort:
+        raise ConfigError("init: there is no answer. Give --env ENV and --teacher TEACHER.") from None
+
+
+def _teacher_of(env: str) -> str:
+    """Return the teacher that ships for an environment, or TRAIN."""
+    from rldistill.teachers.zoo import zoo_documents
+
+    found = (f"zoo:{name}" for name, result in zoo_documents("evaluation.json").items() if result["env"] == env)
+    return next(found, TRAIN)
+
+
+def _options(teacher: rldistill.SavedTeacher) -> Any:
+    """Return a teacher as a run file has it: its path, or a mapping if it has options."""
+    fields = {
+        field.name: value
+        for field in dataclasses.fields(teacher)
+        if (value := getattr(teacher, field.name)) != field.default
+    }
+    return fields if len(fields) > 1 else teacher.path
+
+
+def _sizes(spec: rldistill.PolicySpec) -> dict[str, Any]:
+    """Return the student, the steps and the episodes that suit the observations, as texts of RUN_FILE."""
+    from rldistill.recipes import to_document
+    from rldistill.students.budget import fit_budget
+
+    student: Any = rldistill.Mlp((32, 32))
+    steps, episodes = 10_000, 100
+    if len(spec.obs_shape) == 3 or spec.has_pictures:
+        student = fit_budget(spec, "multi_input" if spec.has_pictures else "cnn", parameters=PICTURE_PARAMETERS)
+        steps, episodes = 50_000, 30
+    if spec.agents:
+        student = rldistill.Team(student)
+    document = to_document(student)
+    return {
+        "name": document if isinstance(document, str) else document["type"],
+        "student": _flow(document),
+        "steps": f"{steps:_}",
+        "steps_per_round": f"{steps // 2:_}",
+        "episodes": episodes,
+    }
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()
 
 
 def examples_folder() -> Path:

@@ -32,7 +32,7 @@ from rldistill.io.processes import REPORT_INTERVAL_S, Report
 from rldistill.io.progress import Progress, set_note
 from rldistill.io.storage import fetch
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
-from rldistill.policies.committee import followed_actions
+from rldistill.policies.ensemble import followed_actions
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
 MIN_EPSILON = 0.01

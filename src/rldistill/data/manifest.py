@@ -26,8 +26,18 @@ from pydantic import (
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.blocks import BROKEN, RESUME, STEP, Block, BlockKey, count_rows, read_block, write_block
-from rldistill.data.content import require_content, require_counts
+from rldistill.data.blocks import (
+    BROKEN,
+    RESUME,
+    STEP,
+    Block,
+    BlockKey,
+    count_rows,
+    read_block,
+    require_content,
+    require_counts,
+    write_block,
+)
 from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, require_mode, sha256_file, write_json
 from rldistill.io.lock import lock_folder
 from rldistill.io.stage_inputs import StageInputs, canonical

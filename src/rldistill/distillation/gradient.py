@@ -22,9 +22,9 @@ from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label
 from rldistill.distillation.sparse_pixels import SparsePixels
-from rldistill.io.checkpoint import Checkpoint, State
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
+from rldistill.io.tensors import Checkpoint, State
 from rldistill.losses import LOSSES
 from rldistill.losses.objective import best_constant_loss, differentiate, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import Flat, flatten_weights

@@ -12,8 +12,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import MEMBER, MEMBERS
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.losses.objective import default_temperature
-from rldistill.policies.committee import member_outputs
-from rldistill.policies.ensemble import MIN_PROBABILITY
+from rldistill.policies.ensemble import MIN_PROBABILITY, member_outputs
 
 
 def softened_outputs(dataset: Dataset) -> list[PolicyOutput]:

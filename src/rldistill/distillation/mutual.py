@@ -15,7 +15,7 @@ from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import SEED_STRIDE, DistillConfig
 from rldistill.distillation.gradient import Trainer
-from rldistill.io.checkpoint import State
+from rldistill.io.tensors import State
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, total_loss, with_temperatures
 from rldistill.losses.policy import detached

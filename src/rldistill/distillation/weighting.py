@@ -26,7 +26,7 @@ from rldistill.distillation.lookahead import learned_weights
 from rldistill.distillation.mixture import expectation, softened_outputs, with_weights
 from rldistill.distillation.values import own_steps, teacher_values
 from rldistill.io.atomic import Document, write_json
-from rldistill.policies.committee import member_outputs
+from rldistill.policies.ensemble import member_outputs
 
 FILE = "weighting.json"
 NUM_TIMES = 10

@@ -16,8 +16,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env, observation_views, spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, reference_name
-from rldistill.evaluation.match import Match
-from rldistill.evaluation.played import FOLDER
+from rldistill.evaluation.match import FOLDER, Match
 from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult
 from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns

@@ -21,7 +21,7 @@ from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.execution import Execution, Total, run_jobs
 from rldistill.io.processes import Item, Report, Work
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.students import Cnn, Mlp, MultiInput
 
 PROBE_SEEDS = (0, 1, 2)

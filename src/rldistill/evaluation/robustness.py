@@ -19,10 +19,10 @@ from rldistill.core.policy import CPU, ObsTransformPolicy, Policy
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.make import make_env
-from rldistill.envs.perturbations import ChangedPhysics, has_number
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import make_vector_env
+from rldistill.envs.worlds import ChangedPhysics, has_number
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play, reference_name
 from rldistill.evaluation.results import PerturbedReturns, Robustness

@@ -16,7 +16,6 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.exporters.agents import PATTERN, file_of
 from rldistill.exporters.c_source import CSource, write_c
 from rldistill.exporters.c_test import write_c_test
 from rldistill.exporters.certificate import FILE as CERTIFICATE
@@ -28,7 +27,7 @@ from rldistill.exporters.certificate import (
 )
 from rldistill.exporters.comparison import compare
 from rldistill.exporters.config import DEFAULT_FORMATS, ExportConfig, Format
-from rldistill.exporters.formats import FILES, missing_tool, open_runtime, require_packages
+from rldistill.exporters.formats import FILES, PATTERN, file_of, missing_tool, open_runtime, require_packages
 from rldistill.exporters.int8 import NUM_CALIBRATION_STATES, SCHEMES, quantize_onnx
 from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy

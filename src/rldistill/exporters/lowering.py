@@ -40,11 +40,11 @@ from rldistill.policies.joint import IDENTITY, OWN, JointPolicy
 from rldistill.policies.layers import ACTIVATIONS, Flat, has_arguments
 from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 from rldistill.policies.wrappers import ActionMaskedPolicy, ChannelsLastPolicy
+from rldistill.students.cnn import Residual
 from rldistill.students.features import CLIP_STD, RandomFourierFeatures, Standardizer
 from rldistill.students.features.objects import ObjectLayer
 from rldistill.students.features.teacher import LastHidden
 from rldistill.students.gru import GruPolicy
-from rldistill.students.impala import Residual
 from rldistill.students.multi_input import ChannelsToFront, EntriesLayer
 from rldistill.students.team import TeamPolicy
 from rldistill.students.tree import TreePolicy

@@ -1,6 +1,11 @@
-"""Measurements of a certificate, for which all formats share observations and episodes."""
+"""Measurements of a certificate, for which all formats share observations and episodes, and the cost of a decision."""
 
 import dataclasses
+import math
+import platform
+import shutil
+import subprocess
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from rldistill.core.policy import Policy
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import Episodes, PlayConfig, play
 from rldistill.evaluation.non_inferiority import non_inferior
 from rldistill.evaluation.statistics import estimate, mean
+from rldistill.exporters.c_source import TYPES, input_names
 from rldistill.exporters.certificate import ClosedLoop
 from rldistill.exporters.comparison import (
     CONSECUTIVE_STEPS,
@@ -27,14 +33,16 @@ from rldistill.exporters.comparison import (
     states_of,
 )
 from rldistill.exporters.config import ExportConfig, Format
-from rldistill.exporters.cost import c_latency, flash_bytes, onnx_latency
-from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, OnnxRuntime
+from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, OnnxRuntime, compile_c, compiler
+from rldistill.exporters.texts import render
 from rldistill.exporters.vectors import NUM_STEPS
 from rldistill.io.progress import Progress
-from rldistill.policies.cost import Cost, measure_cost
+from rldistill.policies.cost import WARM_UP_CALLS, Cost, measure_cost, measure_latency, percentiles
 
 MAX_NODE_STATES = 256
 """States that are compared in JavaScript, where a picture takes a second."""
+CALLS = 2_000
+MAX_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -135,3 +143,47 @@ class Measures:
     def play(self, policy: Policy | None) -> Episodes:
         """Play the episodes of the certificate."""
         return play(self.env, policy, self.config.episodes, PlayConfig(self.seed), progress=self.progress)
+
+
+def onnx_latency(runtime: OnnxRuntime) -> dict[str, float]:
+    """Return p50 and p99 of one decision in onnxruntime, in microseconds."""
+    parts = runtime.spec.entries.items()
+    feed = {key or "obs": np.zeros((1, *part.shape), part.dtype) for key, part in parts}
+    if runtime.state_shape is not None:
+        feed["state_in"] = np.zeros((1, *runtime.state_shape), np.float32)
+    return measure_latency(lambda: runtime.session.run(None, feed), WARM_UP_CALLS, CALLS, MAX_SECONDS)
+
+
+def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int) -> dict[str, float]:
+    """Return p50 and p99 of one decision of the compiled source in `folder`, in microseconds."""
+    repeat = max(1, 20_000 // max(macs, 1))  # a clock is read once for some microseconds of work
+    calls = max(20, min(CALLS, 400_000_000 // max(macs * repeat, 1)))
+    names, action_type = input_names(spec.entries), "int64_t" if spec.head.discrete else "float"
+    inputs = {names[key]: (TYPES[part.dtype], max(math.prod(part.shape), 1)) for key, part in spec.entries.items()}
+    text = render("benchmark.c", inputs=inputs, action_type=action_type, calls=calls, repeat=repeat)
+    with tempfile.TemporaryDirectory() as temporary:
+        source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"
+        source.write_text(text, encoding="utf-8")
+        for name in ("student.c", "student.h"):  # copied, since other files of the folder may hide the system's headers
+            shutil.copy(folder / name, temporary)
+        compile_c([Path(temporary) / "student.c", source], binary, flags)
+        result = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=True)
+    return percentiles([float(line) / 1e3 for line in result.stdout.split()])
+
+
+def flash_bytes(folder: Path) -> dict[str, int]:
+    """Return the size of code and constants by processor, compiled for size: of a Cortex-M4, or of this machine."""
+    arm = shutil.which("arm-none-eabi-gcc") is not None and shutil.which("arm-none-eabi-size") is not None
+    processor = "cortex-m4" if arm else platform.machine()
+    command = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb"] if arm else [str(compiler())]
+    measure = "arm-none-eabi-size" if arm else "size"
+    if shutil.which(measure) is None:
+        return {}
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / "student.o"
+        command += ["-std=c99", "-Os", "-c", str(folder / "student.c"), "-o", str(output)]
+        if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
+            return {}  # a compiler without the C library
+        result = subprocess.run([measure, str(output)], capture_output=True, text=True, check=True, timeout=60)
+    text, data = map(int, result.stdout.splitlines()[1].split()[:2])
+    return {processor: text + data}

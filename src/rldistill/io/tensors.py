@@ -1,11 +1,14 @@
-"""Tensors of this package on disk, as safetensors with a hash, and the hash of checkpoints of Stable-Baselines3."""
+"""Tensors on disk with a hash, checkpoints of trainings, and the hash of those of Stable-Baselines3."""
 
 import hashlib
 import json
+import math
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +22,13 @@ from rldistill.io.untrusted import read_regular
 T = TypeVar("T")
 MAX_CHECKPOINT_BYTES = 1 << 40
 HASH_CHARS = 64
+CHECKPOINT = "checkpoints/last.safetensors"
+CHECKPOINT_INTERVAL_S = 10.0
+"""Minimum time between checkpoints."""
+MAX_CHECKPOINT_SHARE = 0.03
+"""Maximum share of the time that is spent on checkpoints, which may hold a whole replay buffer."""
+State = dict[str, Any]
+"""Nested dicts of tensors and JSON values."""
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -84,3 +94,56 @@ def require_sealed_zip(path: Path) -> None:
     content = read_regular(path, MAX_CHECKPOINT_BYTES)
     if hashlib.sha256(content[:-HASH_CHARS]).hexdigest().encode() != content[-HASH_CHARS:]:
         raise CorruptArtifactError(f"{path}: not the checkpoint that was written ({SEAL} differs). {START_AGAIN}")
+
+
+class Checkpoint:
+    """Checkpoint of a folder: tensors by their path (`networks/policy/output.weight`), the rest as JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._next = folder / CHECKPOINT, -math.inf
+
+    def save_if_due(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the result of `state` if the last checkpoint is long enough ago."""
+        started = time.monotonic()
+        if started >= self._next:
+            self.save(state())
+            ended = time.monotonic()
+            self._next = ended + max(CHECKPOINT_INTERVAL_S, (ended - started) / MAX_CHECKPOINT_SHARE)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state."""
+        tensors: dict[str, Tensor] = {}
+        rest = _split(state, "", tensors)
+        write_tensors(self.path, tensors, rest)
+
+    def load(self, load: Callable[[State], None]) -> None:
+        """Call `load` with the state in the file, if there is one.
+
+        Raises:
+            CorruptArtifactError: The checkpoint is damaged, or of another run.
+        """
+        if not self.path.exists():
+            return
+        tensors, state = read_tensors(self.path)
+        try:
+            for path, tensor in tensors.items():
+                *outer, name = map(unquote, path.split("/"))
+                target = state
+                for part in outer:
+                    target = target.setdefault(part, {})
+                target[name] = tensor
+            load(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise CorruptArtifactError(f"{self.path}: {error}. {START_AGAIN}") from None
+
+
+def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> State:
+    """Move the tensors of nested dicts to `tensors`, by their path; return the rest."""
+    rest: State = {}
+    for name, value in state.items():
+        own = path + quote(str(name), safe="")
+        if isinstance(value, Tensor):
+            tensors[own] = value
+        else:
+            rest[str(name)] = _split(value, f"{own}/", tensors) if isinstance(value, Mapping) else value
+    return rest

@@ -14,10 +14,10 @@ from rldistill.core.schedules import FractionSchedule, Linear
 from rldistill.distillation.gradient import Trainer
 from rldistill.distillation.weighting import weighted_dataset
 from rldistill.io.atomic import Mode
-from rldistill.io.checkpoint import Checkpoint, State
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
+from rldistill.io.tensors import Checkpoint, State
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run, StudentJob

@@ -18,7 +18,7 @@ from rldistill.reporting.compare_runs import RunComparison
 from rldistill.reporting.condensed import condensed_states
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
-from rldistill.reporting.teachers import region_rows, share_charts, share_rows, teacher_shares
+from rldistill.reporting.tables import region_rows, share_charts, share_rows, teacher_shares
 
 Part = TypeVar("Part")
 

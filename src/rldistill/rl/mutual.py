@@ -13,10 +13,10 @@ from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Schedule
 from rldistill.distillation.config import SEED_STRIDE
 from rldistill.io.atomic import Mode, open_stage
-from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.tensors import Checkpoint
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy

@@ -23,9 +23,9 @@ from rldistill.data.replay import ReplayBuffer
 from rldistill.distillation.prepare import picture_moments
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.io.checkpoint import Checkpoint
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
+from rldistill.io.tensors import Checkpoint
 from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask

@@ -24,8 +24,8 @@ from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import task_runs
+from rldistill.run.config import read_yaml
 from rldistill.run.folder import record_run, require_result, stage_of_run
-from rldistill.run.yaml import read_yaml
 from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher

@@ -28,9 +28,9 @@ from rldistill.reporting import write_report, write_tasks_report
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.run.evaluation import run_evaluate
 from rldistill.run.export import require_exported, run_export
-from rldistill.run.fits import Fits
 from rldistill.run.folder import record_resumed, record_run, stage_of_run, student_steps, work_in
 from rldistill.run.jobs import (
+    Fits,
     load_teacher,
     load_teachers,
     student_job,

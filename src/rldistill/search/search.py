@@ -16,7 +16,7 @@ from rldistill.evaluation.results import reference_noun
 from rldistill.io.atomic import Mode, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.recipes import to_document
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob

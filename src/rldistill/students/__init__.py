@@ -3,9 +3,8 @@
 from typing import Annotated
 
 from rldistill.core.fields import OneOf
-from rldistill.students.cnn import Cnn
+from rldistill.students.cnn import Cnn, Impala
 from rldistill.students.gru import Gru
-from rldistill.students.impala import Impala
 from rldistill.students.keras import Keras
 from rldistill.students.linear import Linear, Ridge
 from rldistill.students.mlp import Mlp

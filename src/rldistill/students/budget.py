@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.spec import PolicySpec
-from rldistill.students.cnn import Cnn
-from rldistill.students.impala import Impala
+from rldistill.students.cnn import Cnn, Impala
 from rldistill.students.mlp import Mlp
 from rldistill.students.multi_input import MultiInput
 

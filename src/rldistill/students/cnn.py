@@ -1,8 +1,13 @@
-"""Convolutional network on frames, channels first."""
+"""Convolutional networks on images, channels first: the classic one, and the residual one of IMPALA."""
+
+from typing import Annotated
 
 import torch
-from torch import nn
+from annotated_types import MinLen
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from rldistill.core.errors import ConfigError
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import (
@@ -46,3 +51,47 @@ class Cnn(Student):
         keep_scale(policy, self.activation)
         policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # CPUs convolve twice as fast in it
         return policy
+
+
+@validated_dataclass
+class Impala(Student):
+    """Stages of a convolution, a pooling that halves the image and two residual blocks, then dense layers.
+
+    Espeholt 2018, arXiv 1802.01561, figure 3, whose network is channels 16, 32, 32 and hidden 256.
+    """
+
+    channels: Annotated[tuple[Positive, ...], MinLen(1)] = (16, 32, 32)
+    hidden: tuple[Positive, ...] = (256,)
+
+    hidden_as_features = True
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        """Return the student for `spec`, with new weights; raise ConfigError if its images are too small."""
+        depth, height, width = require_images("an impala", spec)
+        stages: list[nn.Module] = []
+        for channels in self.channels:
+            if min(height, width) < 2:
+                raise ConfigError(
+                    f"channels: {len(self.channels)} stages are too many for images of {spec.obs_shape}. Use fewer."
+                )
+            stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+            stages += [Residual(channels), Residual(channels)]
+            depth, height, width = channels, (height + 1) // 2, (width + 1) // 2
+        hidden, size = dense(depth * height * width, self.hidden, nn.ReLU)
+        policy = NetworkPolicy(self, spec, nn.Sequential(*stages, nn.ReLU(), nn.Flatten(), *hidden), size)
+        policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # CPUs convolve twice as fast in it
+        return policy
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum for an image `[B, C, H, W]`."""
+        residual: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + residual

@@ -12,7 +12,7 @@ from rldistill.core.fields import validated_dataclass
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Obs, ObsPart, Parts, PolicySpec, Wrapper
 from rldistill.envs.spaces import spec_from_env
-from rldistill.policies.committee import Committee
+from rldistill.policies.ensemble import Committee
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 

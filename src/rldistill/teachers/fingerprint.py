@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from rldistill.core.policy import Policy
 from rldistill.io.tensors import content_hash
-from rldistill.policies.committee import Committee
-from rldistill.policies.ensemble import Ensemble
+from rldistill.policies.ensemble import Committee, Ensemble
 from rldistill.policies.joint import JointPolicy
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import stored_tensors
