@@ -14,8 +14,8 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.heads import QValuesHead
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import Block, BlockKey, read_block
-from rldistill.data.manifest import Manifest, Origin, Round, block_entry, discard, open_derived, store_block
-from rldistill.data.merge import merge
+from rldistill.data.manifest import Manifest, Origin, Round, block_entry, discard, store_block
+from rldistill.data.merge import merge, open_derived
 from rldistill.io.atomic import Mode
 from rldistill.io.stage_inputs import StageInputs
 

@@ -17,7 +17,8 @@ from rldistill.core.spec import SIDES, PolicySpec, Side, Wrapper
 from rldistill.data.blocks import LABELED, LABELS, MEMBER, MEMBERS, STEP, Block, BlockKey, Columns, next_rows
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import Manifest, discount, open_derived, store_block
+from rldistill.data.manifest import Manifest, discount, store_block
+from rldistill.data.merge import open_derived
 from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress

@@ -14,7 +14,8 @@ from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import FINAL, HELDOUT, LEAD, STEP, TEACHER_OBS, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset, spread
-from rldistill.data.manifest import CONDENSE, Condensed, Manifest, Round, discount, open_derived, store_block
+from rldistill.data.manifest import CONDENSE, Condensed, Manifest, Round, discount, store_block
+from rldistill.data.merge import open_derived
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.encoding import encode

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,8 +38,7 @@ from rldistill.data.blocks import (
     require_counts,
     write_block,
 )
-from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, require_mode, sha256_file, write_json
-from rldistill.io.lock import lock_folder
+from rldistill.io.atomic import Document, read_json, sha256_file, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.io.storage import withdraw
 
@@ -316,29 +315,6 @@ def block_entry(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
         exact=block.exact,
         sha256=sha256_file(folder / key.file),
     )
-
-
-@contextmanager
-def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[None]:
-    """Prepare the folder of a dataset that is made from others; an error within the block leaves no part of it.
-
-    Raises:
-        ConfigError: A source is in `folder`, `mode` is "resume", or "overwrite" and the folder is no dataset.
-    """
-    for source in sources:
-        if source.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"out: {source} is in {folder} and must stay as it is. Choose another folder.")
-    if mode == "overwrite" and folder.exists() and not {item.name for item in list_files(folder)} <= {FILE, "blocks"}:
-        raise ConfigError(f"out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
-    allowed = "new", "overwrite"
-    require_mode(mode, allowed)
-    with lock_folder(folder):
-        open_stage(folder, folder / FILE, mode, allowed)
-        try:
-            yield
-        except BaseException:
-            discard(folder)
-            raise
 
 
 def discard(folder: Path) -> None:

@@ -1,16 +1,41 @@
-"""Merge of several datasets of the same kind."""
+"""Datasets made from others, such as the merge of several of the same kind."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.data.blocks import BlockKey
-from rldistill.data.manifest import BlockEntry, Manifest, Round, discount, open_derived
-from rldistill.io.atomic import Mode, write_atomic
+from rldistill.data.manifest import FILE, BlockEntry, Manifest, Round, discard, discount
+from rldistill.io.atomic import Mode, list_files, open_stage, require_mode, write_atomic
+from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import canonical, first_difference, format_json
+
+
+@contextmanager
+def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[None]:
+    """Prepare the folder of a dataset that is made from others; an error within the block leaves no part of it.
+
+    Raises:
+        ConfigError: A source is in `folder`, `mode` is "resume", or "overwrite" and the folder is no dataset.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"out: {source} is in {folder} and must stay as it is. Choose another folder.")
+    if mode == "overwrite" and folder.exists() and not {item.name for item in list_files(folder)} <= {FILE, "blocks"}:
+        raise ConfigError(f"out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
+    allowed = "new", "overwrite"
+    require_mode(mode, allowed)
+    with lock_folder(folder):
+        open_stage(folder, folder / FILE, mode, allowed)
+        try:
+            yield
+        except BaseException:
+            discard(folder)
+            raise
 
 
 def merge(

@@ -27,7 +27,8 @@ from rldistill.core.errors import (
 from rldistill.core.spec import EnvConfig
 from rldistill.data.blocks import FINAL, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, open_derived, store_block
+from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, store_block
+from rldistill.data.merge import open_derived
 from rldistill.data.minari import PREFIX, open_minari
 from rldistill.data.minari.episode import ADVICE, conversion_notes, damaged, episode_columns
 from rldistill.envs.entries import CONTAINERS
