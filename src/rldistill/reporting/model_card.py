@@ -11,16 +11,9 @@ from rldistill.evaluation.results import Evaluation, policy_rows, robustness_row
 from rldistill.evaluation.tables import Rows
 from rldistill.evaluation.worlds import world_rows
 from rldistill.exporters.certificate import Certificate
+from rldistill.reporting.charts import templates
 
 LEFT_OUT_COLUMNS = ("IQM", "discounted")
-USE = """```python
-from rldistill import load_policy
-
-policy = load_policy("hub:{repository}")  # pip install 'rldistill[hub]'
-```
-
-In a run file, it is a teacher, too: `teacher: hub:{repository}`. Nothing in the files is executed. The folder `export`,
-if there is one, has the same policy without this package, with a certificate (`parity.json`)."""
 
 
 def model_card(
@@ -30,39 +23,24 @@ def model_card(
 
     All text is escaped. With a `repository` of the Hugging Face Hub, the card also has the use of the policy in it.
     """
-    reproduction = ["The run's configuration is missing."]
-    if config:
-        version = evaluation.versions.get("rldistill")
-        package = f" with rldistill {escaped(str(version))}" if version else ""
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
-        reproduction = [
-            f"Save this as `config.yaml` and run `rldistill run config.yaml`{package}. The teacher's files are needed.",
-            f"{fence}yaml\n{config.rstrip()}\n{fence}",
-        ]
-    parts = [
-        f"# Students of a teacher for {escaped(evaluation.env)}",
-        escaped(verdict(evaluation)),
-        *([] if repository is None else ["## Use", USE.format(repository=repository)]),
-        "## Results",
-        f"{evaluation.episodes} full episodes for each policy and training seed, with the same seeds for all. 95% "
-        f"intervals are in brackets. Normalized score: 0 is {escaped(evaluation.reference)}, 1 is the teacher. The "
-        "environment steps of students include their teacher's data.",
-        _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
-        *(["### Other worlds", _table(world_rows(evaluation.worlds))] if evaluation.worlds else []),
-        *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
-        *(["### Mixed teams", _table(teams)] if (teams := team_rows(evaluation)) else []),
-        *(
-            part
-            for name, found in exports.items()
-            for part in (f"### Exported files of {escaped(name)}", escaped(found.verdict), _table(found.rows))
-        ),
-        "## Limits",
-        "\n".join(f"- {escaped(limit)}" for limit in _limits(evaluation)),
-        "## How to reproduce",
-        *reproduction,
-    ]
-    front = yaml.safe_dump(_front_matter(evaluation), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
+    version = evaluation.versions.get("rldistill")
+    results = [[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]
+    values = {
+        "evaluation": evaluation,
+        "front": yaml.safe_dump(_front_matter(evaluation), sort_keys=False, allow_unicode=True),
+        "verdict": verdict(evaluation),
+        "tables": [
+            ("", results),
+            ("Other worlds", world_rows(evaluation.worlds)),
+            ("Perturbed environments", robustness_rows(evaluation)),
+            ("Mixed teams", team_rows(evaluation)),
+        ],
+        "limits": _limits(evaluation),
+        "package": f" with rldistill {escaped(str(version))}" if version else "",
+        "fence": "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0)),
+    }
+    card = templates().get_template("model_card.md.jinja")
+    return card.render(values, exports=exports, config=config, repository=repository, escaped=escaped, table=_table)
 
 
 def escaped(text: str) -> str:
