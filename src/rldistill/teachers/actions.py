@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ILLEGAL, ActionHead, DeterministicHead, GaussianHead, SquashedGaussianHead
-from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
+from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.actor_critic import ActorPolicy
-from rldistill.teachers.fingerprint import fingerprint
+from rldistill.teachers.fingerprint import IdentifiedWrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class SubsetPolicy(PolicyWrapper):
+class SubsetPolicy(IdentifiedWrapper):
     """Policy for some of the `num_actions` actions of an environment, whose numbers are `actions`."""
 
     num_actions: int
@@ -33,11 +33,6 @@ class SubsetPolicy(PolicyWrapper):
         """The spec of the policy with all actions."""
         spec = self.policy.spec
         return dataclasses.replace(spec, head=dataclasses.replace(spec.head, nvec=(self.num_actions,)))
-
-    @property
-    def content_parts(self) -> tuple[str, ...]:
-        """The identity of the policy."""
-        return "actions", str(self.actions), fingerprint(self.policy)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output, in which further actions are illegal, and its next state."""
@@ -58,7 +53,7 @@ def with_actions(spec: PolicySpec | None, actions: tuple[int, ...]) -> PolicySpe
 
 
 @dataclasses.dataclass(frozen=True)
-class SquashedPolicy(PolicyWrapper):
+class SquashedPolicy(IdentifiedWrapper):
     """Policy whose means pass through tanh, scaled to the bounds of actions."""
 
     @property
@@ -66,11 +61,6 @@ class SquashedPolicy(PolicyWrapper):
         """The spec of the policy, with a head that squashes if that is Gaussian."""
         spec = self.policy.spec
         return dataclasses.replace(spec, head=squashed_head(spec.head))
-
-    @property
-    def content_parts(self) -> tuple[str, ...]:
-        """The identity of the policy."""
-        return "tanh", fingerprint(self.policy)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output with squashed actions, and its next state."""

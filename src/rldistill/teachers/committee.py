@@ -9,11 +9,11 @@ from torch import Tensor
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import validated_dataclass
-from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
+from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Obs, ObsPart, Parts, PolicySpec, Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.ensemble import Committee
-from rldistill.teachers.fingerprint import fingerprint
+from rldistill.teachers.fingerprint import IdentifiedWrapper
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 
 
@@ -33,7 +33,7 @@ AnyMember = CommitteeMember | TeacherEnsemble | Policy
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewPolicy(PolicyWrapper):
+class ViewPolicy(IdentifiedWrapper):
     """Policy that observes the environment through the wrappers `view`."""
 
     view: tuple[Wrapper, ...]
@@ -43,14 +43,9 @@ class ViewPolicy(PolicyWrapper):
         """The spec of the policy with its view."""
         return dataclasses.replace(self.policy.spec, view=self.view)
 
-    @property
-    def content_parts(self) -> tuple[str, ...]:
-        """The identity of the policy."""
-        return "view", *map(str, self.view), fingerprint(self.policy)
-
 
 @dataclasses.dataclass(frozen=True)
-class EntryPolicy(PolicyWrapper):
+class EntryPolicy(IdentifiedWrapper):
     """Policy that observes the entry `name` of a dict with the observations of all teachers."""
 
     name: str
@@ -62,11 +57,6 @@ class EntryPolicy(PolicyWrapper):
         """The spec of the policy with the observations of all teachers."""
         spec = PolicySpec.from_parts(self.entries, self.policy.spec.head)
         return dataclasses.replace(spec, view=(self.view,), env_kwargs=self.policy.spec.env_kwargs)
-
-    @property
-    def content_parts(self) -> tuple[str, ...]:
-        """The identity of the policy."""
-        return "entry", self.name, str(self.view), fingerprint(self.policy)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output of the policy for its own observation, and its next state."""

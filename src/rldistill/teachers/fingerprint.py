@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rldistill.core.policy import Policy
+from rldistill.core.policy import Policy, PolicyWrapper
 from rldistill.io.tensors import content_hash
 from rldistill.policies.ensemble import Committee, Ensemble
 from rldistill.policies.joint import JointPolicy
@@ -39,6 +39,16 @@ def fingerprint(policy: Policy) -> str:
         tensors = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}
         return _hashed(name, [content_hash(tensors), head])
     return str(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentifiedWrapper(PolicyWrapper):
+    """Base of wrappers with the identity of their policy and of their other fields."""
+
+    @property
+    def content_parts(self) -> tuple[str, ...]:
+        """The identity of the policy."""
+        return *(str(value) for name, value in vars(self).items() if name != "policy"), fingerprint(self.policy)
 
 
 def _hashed(name: str, parts: list[Any]) -> str:
