@@ -18,6 +18,7 @@ from rldistill.data.sequences import windows
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
 from rldistill.evaluation.results import Fidelity, StateMetrics
+from rldistill.io.tensors import State
 from rldistill.losses.objective import default_temperature
 from rldistill.losses.policy import kl, student_temperature
 from rldistill.policies.agent import StatefulPolicy, inference_threads
@@ -132,31 +133,29 @@ class OwnStates:
         both._thin()
         return both
 
-    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the states as tensors and JSON."""
+    def state_dict(self) -> State:
+        """Return the states as tensors and JSON values by name."""
         student, teacher, steps = self._joined()
-        tensors = {"steps": steps, **{f"moments.{name}": value for name, value in self.moments.tensors().items()}}
-        for name, output in (("student", student), ("teacher", teacher)):
-            tensors[f"{name}.params"] = output.params
-            if output.value is not None:
-                tensors[f"{name}.value"] = output.value
-        return tensors, {"stride": self._stride, "heads": [student.head.to_json(), teacher.head.to_json()]}
+        outputs = {"student": student, "teacher": teacher}
+        return {
+            "steps": steps,
+            "stride": self._stride,
+            "heads": [output.head.to_json() for output in outputs.values()],
+            "moments": self.moments.tensors(),
+            **{name: {"params": own.params, "value": own.value} for name, own in outputs.items()},
+        }
 
     @classmethod
-    def from_tensors(
-        cls, training_seed: int | None, tensors: Mapping[str, Tensor], stride: int, heads: tuple[ActionHead, ActionHead]
+    def from_state(
+        cls, training_seed: int | None, state: Mapping[str, Any], heads: tuple[ActionHead, ActionHead]
     ) -> OwnStates:
-        """Return the states of `to_tensors`; raise KeyError if a tensor is missing."""
-        found = cls(training_seed)
-        names = zip(("student", "teacher"), heads, strict=True)
+        """Return the states of `state_dict`; raise KeyError if a tensor is missing."""
+        found, parts = cls(training_seed), (state["student"], state["teacher"])
         student, teacher = (
-            PolicyOutput(head, tensors[f"{name}.params"], tensors.get(f"{name}.value")) for name, head in names
+            PolicyOutput(head, part["params"], part["value"]) for head, part in zip(heads, parts, strict=True)
         )
-        found._kept, found._stride = [(student, teacher, tensors["steps"])], stride
-        moments = {
-            name.removeprefix("moments."): value for name, value in tensors.items() if name.startswith("moments.")
-        }
-        found.moments = Moments.from_tensors(training_seed, heads[1], moments)
+        found._kept, found._stride = [(student, teacher, state["steps"])], state["stride"]
+        found.moments = Moments.from_tensors(training_seed, heads[1], state["moments"])
         return found
 
     def _joined(self) -> tuple[PolicyOutput, PolicyOutput, Tensor]:

@@ -12,11 +12,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.spec import EnvConfig, Head
@@ -32,13 +30,13 @@ from rldistill.evaluation.metrics import metric_estimate, probe_metrics, require
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
 from rldistill.evaluation.results import PolicyResult, Profile
 from rldistill.evaluation.statistics import Returns
-from rldistill.io.atomic import START_AGAIN, Document
+from rldistill.io.atomic import START_AGAIN, read_value
 from rldistill.io.execution import Execution, Increments, Total, run_jobs
 from rldistill.io.processes import Report
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.io.storage import fetch
-from rldistill.io.tensors import read_tensors, write_tensors
+from rldistill.io.tensors import read_state, write_state
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
@@ -194,22 +192,6 @@ class Match:
         )
 
 
-class _States(Document):
-    """JSON of own states, beside their tensors."""
-
-    advice: ClassVar[str] = START_AGAIN
-    stride: PositiveInt
-    heads: tuple[Head, Head]
-
-
-class _State(Document):
-    """JSON of played episodes, beside their tensors."""
-
-    advice: ClassVar[str] = START_AGAIN
-    info: list[dict[str, float | None]]
-    states: _States | None
-
-
 @dataclasses.dataclass(frozen=True)
 class PlayPart:
     """Job of an evaluation: plays a part of its episodes, or reads them if they were played before.
@@ -247,29 +229,27 @@ class PlayPart:
 
 def write_played(path: Path, played: Played) -> None:
     """Write the episodes of one job."""
-    (episodes, states), state = played, dict[str, object]()
+    episodes, states = played
     tensors = {name: torch.from_numpy(getattr(episodes, name)) for name in ARRAYS}
     tensors["actions"] = torch.from_numpy(np.concatenate(episodes.actions))
-    state["info"] = [
+    info = [
         {key: None if math.isnan(number) else float(number) for key, number in info.items()} for info in episodes.info
     ]
-    own, state["states"] = states.to_tensors() if states is not None else ({}, None)
-    write_tensors(path, tensors | {f"states.{name}": value for name, value in own.items()}, state)
+    write_state(path, {**tensors, "info": info, "states": None if states is None else states.state_dict()})
 
 
 def read_played(path: Path, run: int | None, first: int) -> Played:
     """Read the episodes of one job from number `first` on; raise CorruptArtifactError if they were changed."""
-    tensors, document = read_tensors(path)
-    state = _State.parse(document, path)
+    state = read_state(path)
     try:
-        arrays = {name: tensors[name].numpy() for name in ARRAYS}
-        ends = np.cumsum(arrays["lengths"])[:-1]
-        actions = np.split(tensors["actions"].numpy(), ends)
-        own = {name.removeprefix("states."): value for name, value in tensors.items() if name.startswith("states.")}
+        info = read_value(list[dict[str, float | None]], state["info"], path, "info", START_AGAIN)
+        arrays = {name: state[name].numpy() for name in ARRAYS}
+        actions = np.split(state["actions"].numpy(), np.cumsum(arrays["lengths"])[:-1])
         states = None
-        if state.states is not None:
-            states = OwnStates.from_tensors(run, own, state.states.stride, state.states.heads)
+        if state["states"] is not None:
+            heads = read_value(tuple[Head, Head], state["states"]["heads"], path, "states.heads", START_AGAIN)
+            states = OwnStates.from_state(run, state["states"], heads)
     except KeyError as error:
         raise CorruptArtifactError(f"{path}: there is no {error}. {START_AGAIN}") from None
-    info = [{key: math.nan if number is None else number for key, number in part.items()} for part in state.info]
+    info = [{key: math.nan if number is None else number for key, number in part.items()} for part in info]
     return Episodes(**arrays, info=info, actions=actions, first=first), states

@@ -97,7 +97,7 @@ def require_sealed_zip(path: Path) -> None:
 
 
 class Checkpoint:
-    """Checkpoint of a folder: tensors by their path (`networks/policy/output.weight`), the rest as JSON."""
+    """Checkpoint of a folder, one file, so that it is written at once."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self._next = folder / CHECKPOINT, -math.inf
@@ -112,9 +112,7 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a state."""
-        tensors: dict[str, Tensor] = {}
-        rest = _split(state, "", tensors)
-        write_tensors(self.path, tensors, rest)
+        write_state(self.path, state)
 
     def load(self, load: Callable[[State], None]) -> None:
         """Call `load` with the state in the file, if there is one.
@@ -124,17 +122,29 @@ class Checkpoint:
         """
         if not self.path.exists():
             return
-        tensors, state = read_tensors(self.path)
         try:
-            for path, tensor in tensors.items():
-                *outer, name = map(unquote, path.split("/"))
-                target = state
-                for part in outer:
-                    target = target.setdefault(part, {})
-                target[name] = tensor
-            load(state)
+            load(read_state(self.path))
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise CorruptArtifactError(f"{self.path}: {error}. {START_AGAIN}") from None
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested dicts of tensors and JSON values: tensors by their path (`networks/policy/output.weight`)."""
+    tensors: dict[str, Tensor] = {}
+    rest = _split(state, "", tensors)
+    write_tensors(path, tensors, rest)
+
+
+def read_state(path: Path) -> State:
+    """Read the state that `write_state` wrote; raise CorruptArtifactError if it was changed."""
+    tensors, state = read_tensors(path)
+    for key, tensor in tensors.items():
+        *outer, name = map(unquote, key.split("/"))
+        target = state
+        for part in outer:
+            target = target.setdefault(part, {})
+        target[name] = tensor
+    return state
 
 
 def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> State:
