@@ -34,7 +34,7 @@ from rldistill.run.config import load_run
 from rldistill.run.stages import load_teacher
 from rldistill.students.storage import load_native
 
-STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SAMPLES = (8, 16, 32, 64, 128, 256)
 STEPS_WITH_FEW_SAMPLES = 128
 TARGET = 0.95
