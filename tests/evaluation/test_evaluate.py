@@ -21,6 +21,7 @@ from rldistill.evaluation.non_inferiority import RISK, least_episodes
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.evaluation.statistics import Estimate
 from rldistill.io.atomic import read_json
+from rldistill.io.execution import Execution
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
@@ -230,3 +231,30 @@ def test_arguments_that_change_the_spaces_are_refused(tmp_path: Path) -> None:
     larger = EvaluateConfig(2, env_kwargs={"desc": ["SFF", "FFG"]})
     with pytest.raises(ConfigError, match=r"^evaluate.env_kwargs: .* other observations or actions"):
         evaluate(env, {"teacher": Linear().build(spec_from_env(env))}, larger, tmp_path)
+
+
+def test_a_decided_student_plays_no_more_while_others_go_on(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100)
+    policies = {"teacher": teacher, "weak": poor(), "same": teacher}
+    found = {
+        workers: evaluate(CARTPOLE, policies, config, tmp_path / str(workers), execution=Execution(workers=workers))
+        for workers in (1, 2)
+    }
+    one, two = found.values()
+    weak, same = one.policies["weak"], one.policies["same"]
+    decisions = [student.non_inferiority and student.non_inferiority.decision for student in (weak, same)]
+    assert (decisions, same.episodes) == (["no", "yes"], one.episodes)
+    assert weak.episodes < one.episodes <= 100
+    assert (
+        str(one).splitlines()[0].strip()
+        == f"CartPole-v1, {one.episodes} episodes (weak {weak.episodes}: decided earlier)"
+    )
+    for name in policies:
+        assert one.policies[name].returns == two.policies[name].returns
+        assert one.policies[name].non_inferiority == two.policies[name].non_inferiority
+    # The score compares the episodes that both have played.
+    reference = np.array(one.policies["random"].returns[: weak.episodes]).mean()
+    lead = np.array(one.teacher.returns[: weak.episodes]).mean() - reference
+    assert weak.normalized is not None
+    assert weak.normalized.value == pytest.approx((np.array(weak.returns).mean() - reference) / lead)
+    assert Evaluation.read(tmp_path / "1" / "evaluation.json") == one

@@ -65,7 +65,8 @@ class EvaluateConfig:
         baseline: policy in place of random play, which scores and the test compare with: the path of a saved policy, or
             `module:function`. It has the observations of the students.
         margin: share of the teacher's lead over random play, or over the baseline, that a student may lose.
-        sequential: True to play until every student is known to keep its share or not, with a group-sequential test.
+        sequential: True to play each student until it is known to keep its share or not, with a group-sequential test;
+            teacher and random play go on until the last one is decided.
         max_episodes: largest number of episodes of each policy and training seed if `sequential`.
         max_steps: largest number of steps of an episode, here and wherever a run plays full episodes.
         env_workers: processes that step the environments of a policy, here and wherever a run plays full episodes;

@@ -119,6 +119,11 @@ class Episodes:
         arrays = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in names}
         return Episodes(**arrays, info=self.info + more.info, actions=self.actions + more.actions, first=self.first)
 
+    def first_ones(self, count: int | None) -> Episodes:
+        """Return the first `count` episodes, or all."""
+        arrays = {name: value[:count] for name, value in vars(self).items() if name != "first"}
+        return Episodes(**arrays, first=self.first)
+
     def metric(self, *keys: str) -> NDArray[np.float64]:
         """Return the number of each episode under the first of these keys that it has, and NaN without any."""
         numbers = ([info[key] for key in keys if not math.isnan(info.get(key, math.nan))] for info in self.info)

@@ -147,7 +147,8 @@ def evaluate_shard(
     match = _match(env, policies, config, Path(folder), seed, execution)
     parts = shard.select(match.parts(0, config.episodes))
     with lock_folder(Path(folder), shared=True), stage_progress(progress, "evaluate", "episodes") as report:
-        match.play_parts(parts, Total(report, sum(len(numbers) for *_, numbers in parts)))
+        for _ in match.play_parts(parts, Total(report, sum(len(numbers) for *_, numbers in parts))):
+            pass  # its file is written
 
 
 def _match(

@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.spec import EnvConfig, Head
 from rldistill.data.dataset import Dataset
+from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import check_resets
 from rldistill.evaluation import statistics as stats
@@ -41,8 +44,11 @@ from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
-PART_EPISODES = 100
-"""Largest number of episodes of a job, which is part of the results: random actions are drawn for each job."""
+PART_EPISODES, ATARI_PART_EPISODES = 100, 32
+"""Largest numbers of episodes of a job, which are part of the results: random actions are drawn for each job.
+
+Those of games take minutes, and short jobs keep all workers busy to the end.
+"""
 FOLDER = "unfinished-evaluation"
 ARRAYS = ("returns", "discounted", "lengths")
 Part = tuple[str, int | None, range]
@@ -81,59 +87,90 @@ class Match:
         """Return the returns of a policy, `[runs, episodes]`."""
         return np.stack([episodes.returns for episodes in self.episodes[name].values()])
 
-    def num_distinct(self, *names: str) -> int:
-        """Return the smallest number of distinct episodes of any run of these policies."""
-        return min(episodes.distinct for name in names for episodes in self.episodes[name].values())
+    def num_distinct(self, *names: str, episodes: int | None = None) -> int:
+        """Return the smallest number of distinct ones among the first `episodes` of any run of these policies."""
+        return min(own.first_ones(episodes).distinct for name in names for own in self.episodes[name].values())
 
     def play_all(self, progress: Progress) -> None:
-        """Play all episodes; with `sequential`, until every student is decided."""
+        """Play all episodes; with `sequential`, those of each student until it is decided."""
         config, share = self.config, 1 / max(1, len(self.decisions))
         counts, risks = [config.episodes], [RISK * share]
         if config.sequential:
             counts = analysis_times(config.episodes, config.max_episodes)
             risks = boundary(counts, SEQUENTIAL_RISK * share)
-        report, before = Total(progress, counts[-1] * sum(len(entry.runs) for entry in self.policies.values())), 0
-        for analysis, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
-            parts = self.parts(before, count)
-            played = self.play_parts(parts, report)
-            for number, (name, run, _) in enumerate(parts):  # in their order, whichever finished first
-                (more, states), known, key = played[number], self.episodes[name], (name, run)
-                known[run] = known[run].followed_by(more) if run in known else more
-                if states is not None:
-                    earlier = self.own_states.get(key)
-                    self.own_states[key] = states if earlier is None else earlier.followed_by(states)
-            before = count
-            for name, decision in self.decisions.items():
-                if decision is None or decision.decision == "undecided":
-                    compared = name, "teacher", self.reference
-                    own, best, random = map(self.returns, compared)
-                    levels, distinct = RiskLevels(risk, RISK * share, analysis), self.num_distinct(*compared)
-                    test = non_inferior(own, best, random, config.margin, distinct=distinct, levels=levels)
-                    self.decisions[name] = test if best.mean() > random.mean() else None
-            if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
-                break
+        report = Total(progress, counts[-1] * sum(len(entry.runs) for entry in self.policies.values()))
+        analyses = [self.parts(first, end) for first, end in pairwise([0, *counts])]
+        # A free worker begins with the next analysis before the decisions of the last one, so that it may play a part
+        # of a student too many. No decision depends on these.
+        items = (part for parts in analyses for part in parts if not self._is_decided(part[0]))
+        played, analysis = dict[Part, Played](), 0
+        with closing(self.play_parts(items, report)) as results:
+            for part, result in results:
+                played[part] = result
+                while analysis < len(counts) and self._add(analyses[analysis], played):
+                    analysis += 1
+                    self._decide(RiskLevels(risks[analysis - 1], RISK * share, analysis))
+                if analysis and all(map(self._is_decided, self.decisions)):
+                    break
         infos = (info for runs in self.episodes.values() for episodes in runs.values() for info in episodes.info)
         require_metrics(self.metrics, infos, complete=True)
         progress.update(report.done, report.done)
 
+    def _is_decided(self, name: str) -> bool:
+        """Return True if it is known of a student whether it keeps its share."""
+        decision = self.decisions.get(name)
+        return decision is not None and decision.decision != "undecided"
+
+    def _add(self, parts: Sequence[Part], played: Mapping[Part, Played]) -> bool:
+        """Add the parts of an analysis to the episodes if all are played; return True if so.
+
+        The order is that of the parts, whichever finished first.
+        """
+        due = [part for part in parts if not self._is_decided(part[0])]
+        if not all(part in played for part in due):
+            return False
+        for name, run, numbers in due:
+            (more, states), known, key = played[name, run, numbers], self.episodes[name], (name, run)
+            known[run] = known[run].followed_by(more) if run in known else more
+            if states is not None:
+                earlier = self.own_states.get(key)
+                self.own_states[key] = states if earlier is None else earlier.followed_by(states)
+        return True
+
+    def _decide(self, levels: RiskLevels) -> None:
+        """Test the students that are not decided, which have as many episodes as the teacher."""
+        for name in self.decisions:
+            if not self._is_decided(name):
+                compared = name, "teacher", self.reference
+                own, best, random = map(self.returns, compared)
+                distinct = self.num_distinct(*compared)
+                test = non_inferior(own, best, random, self.config.margin, distinct=distinct, levels=levels)
+                self.decisions[name] = test if best.mean() > random.mean() else None
+
     def parts(self, first: int, end: int) -> list[Part]:
         """Return the jobs of a range of episodes of all policies."""
-        starts = range(first, end, PART_EPISODES)
-        ranges = [range(start, min(start + PART_EPISODES, end)) for start in starts]
+        size = ATARI_PART_EPISODES if is_atari(self.env.id) else PART_EPISODES
+        starts = range(first, end, size)
+        ranges = [range(start, min(start + size, end)) for start in starts]
         return [
             (name, run, numbers) for name, entry in self.policies.items() for run in entry.runs for numbers in ranges
         ]
 
-    def play_parts(self, parts: Sequence[Part], report: Report) -> dict[int, Played]:
-        """Play parts of the evaluation; return their episodes by the number of the part."""
+    def play_parts(self, parts: Iterable[Part], report: Report) -> Generator[tuple[Part, Played], None, None]:
+        """Play parts of the evaluation; yield each with its episodes as they finish."""
         if not self.execution.serial:
             check_resets(self.env)
-        work, played = PlayPart(self.env, self.policies, self.base, self.folder), dict[int, Played]()
-        for number, result in run_jobs(work, parts, self.execution, report, uses_gpu=self.config.device != "cpu"):
-            played[number] = result
-            infos = (info for episodes, _ in played.values() for info in episodes.info)
+        work, taken, infos = PlayPart(self.env, self.policies, self.base, self.folder), list[Part](), []
+
+        def items() -> Iterator[Part]:
+            for part in parts:
+                taken.append(part)
+                yield part
+
+        for number, result in run_jobs(work, items(), self.execution, report, uses_gpu=self.config.device != "cpu"):
+            infos += result[0].info
             require_metrics(self.metrics, infos, complete=False)
-        return played
+            yield taken[number], result
 
     def result(
         self,
@@ -147,9 +184,12 @@ class Match:
 
         `labels` are the dataset and the temperature of `RunContext`.
         """
-        entry, runs, own, teacher = self.policies[name], self.episodes[name], returns[name], returns["teacher"]
-        compared, distinct = (own, teacher, returns[self.reference]), self.num_distinct(name)
-        distinct_compared = self.num_distinct(name, "teacher", self.reference)
+        entry, runs, own = self.policies[name], self.episodes[name], returns[name]
+        # Of the others, only the episodes that the policy played too.
+        episodes = own.shape[1]
+        teacher, reference = (returns[other][:, :episodes] for other in ("teacher", self.reference))
+        compared, distinct = (own, teacher, reference), self.num_distinct(name)
+        distinct_compared = self.num_distinct(name, "teacher", self.reference, episodes=episodes)
         rates = [part.success_rate for part in runs.values() if part.success_rate is not None]
 
         def profile(returns: Returns) -> stats.Values:

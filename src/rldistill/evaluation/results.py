@@ -106,6 +106,11 @@ class PolicyResult(Record):
     metrics: dict[str, Estimate | None] = Field(default_factory=dict)
 
     @property
+    def episodes(self) -> int:
+        """Number of episodes of each training seed."""
+        return len(self.runs[0].returns)
+
+    @property
     def returns(self) -> list[float]:
         """Returns of all runs."""
         return [value for run in self.runs for value in run.returns]
@@ -153,6 +158,7 @@ class Evaluation(Result):
     """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json.
 
     Attributes:
+        episodes: episodes of each training seed; a student that was decided before has fewer.
         baseline: name of the user's own policy that the scores compare with; None for random play.
     """
 
@@ -176,7 +182,12 @@ class Evaluation(Result):
         if "teacher" not in self.policies:
             raise ValueError("no policy is a teacher")
         for name, entry in self.policies.items():
-            if any(len(run.returns) != self.episodes for run in entry.runs):
+            counts = {len(run.returns) for run in entry.runs}
+            if (
+                len(counts) > 1
+                or (entry.kind != "student" and counts != {self.episodes})
+                or max(counts) > self.episodes
+            ):
                 raise ValueError(f"policies.{name}.runs: expected {self.episodes} returns in each")
             if {len(part) for _, part in entry.profile} != {len(self.profile_at)}:
                 raise ValueError(f"policies.{name}.profile: expected {len(self.profile_at)} values, as in profile_at")
@@ -211,10 +222,18 @@ class Evaluation(Result):
         """Name and result of the student with the highest mean return; None without students."""
         return max(self.students.items(), key=lambda item: item[1].mean.value, default=None)
 
+    @property
+    def decided_earlier(self) -> str:
+        """Students with fewer episodes, in parentheses; empty without any."""
+        fewer = [f"{name} {entry.episodes}" for name, entry in self.students.items() if entry.episodes < self.episodes]
+        return f" ({', '.join(fewer)}: decided earlier)" if fewer else ""
+
     def blocks(self) -> list[Table | str]:
         """Return the table of the policies, the one of perturbations, the verdict and the warnings."""
         against = "" if self.baseline is None else f", normalized by {self.reference}"
-        tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes{against}")]
+        tables = [
+            rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes{self.decided_earlier}{against}")
+        ]
         if self.robustness is not None and self.robustness.perturbations:
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
         if self.teams is not None:

@@ -72,7 +72,7 @@ def robustness(
         envs = {noise: env, **envs}
     elif config.noise or config.pixel_noise:
         left_out[noise] = f"no value of an observation of {env.id} can have noise of this size"
-    episodes = min(config.episodes, returns["teacher"].shape[1])
+    episodes = min(config.episodes, *(own.shape[1] for own in returns.values()))
     total, done = episodes * len(envs) * sum(len(entry.runs) for entry in policies.values()), 0
     results: dict[str, dict[str, PerturbedReturns]] = {name: {} for name in envs}
     for number, (perturbation, perturbed) in enumerate(envs.items()):

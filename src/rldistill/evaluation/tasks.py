@@ -116,7 +116,7 @@ def mean_score(evaluations: list[Evaluation], name: str) -> Estimate | None:
     With all returns of task k divided by the teacher's lead over random play there, the mean of the scores is the score
     of the mean return. Its interval is that of `normalized_score`: a training seed is drawn for all tasks together.
     """
-    episodes, parts, distinct = min(own.episodes for own in evaluations), [], []
+    episodes, parts, distinct = min(own.policies[name].episodes for own in evaluations), [], []
     for evaluation in evaluations:
         policies = evaluation.policies
         compared = [policies[name], policies["teacher"], policies[reference_name(policies)]]

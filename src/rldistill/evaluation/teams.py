@@ -60,7 +60,7 @@ def mixed_teams(
         return views.policy_on(side, with_action_mask(policy, getattr(views, side)))
 
     acting, joint = on_env(teacher, "teacher"), replace(base, side=None)
-    episodes = min(episodes, returns["teacher"].shape[1])
+    episodes = min(episodes, *(own.shape[1] for own in returns.values()))
     reference, best = (returns[name][:, :episodes] for name in (reference_name(policies), "teacher"))
     compositions: dict[str, dict[str, PerturbedReturns]] = {}
     agreement: dict[str, dict[str, float]] = {}
