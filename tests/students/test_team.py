@@ -26,10 +26,10 @@ from rldistill.distillation.distill import distill, require_fit
 from rldistill.envs.multi_agent import agent_type
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.views import ObservationViews
+from rldistill.evaluation.changed_play import Teams
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import evaluate
-from rldistill.evaluation.results import Teams
 from rldistill.evaluation.teams import MAX_SUBSETS, _teams, mixed_teams
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import SILENT

@@ -23,9 +23,9 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import make_vector_env
 from rldistill.envs.worlds import ChangedPhysics, has_number
+from rldistill.evaluation.changed_play import PerturbedReturns, Robustness
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play, reference_name
-from rldistill.evaluation.results import PerturbedReturns, Robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.io.progress import Part, Progress
 from rldistill.policies.wrappers import with_action_mask

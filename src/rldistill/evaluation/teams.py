@@ -15,6 +15,7 @@ from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec, Side
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.views import ObservationViews
+from rldistill.evaluation.changed_play import PerturbedReturns, Teams
 from rldistill.evaluation.episodes import (
     CALIBRATION,
     ComparedStep,
@@ -24,7 +25,6 @@ from rldistill.evaluation.episodes import (
     play,
     reference_name,
 )
-from rldistill.evaluation.results import PerturbedReturns, Teams
 from rldistill.evaluation.statistics import Returns
 from rldistill.io.progress import Progress
 from rldistill.policies.joint import MixedTeam, RandomTeam, agent_views

@@ -120,7 +120,8 @@ def record_video(
     frames = _frames(env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES])
 
     def write(temporary: Path) -> None:
-        options = ["-f", "mp4", "-crf", "30", "-movflags", "+faststart"]
+        # "veryfast" takes two thirds of the CPU time for files of the same size.
+        options = ["-f", "mp4", "-crf", "30", "-preset", "veryfast", "-movflags", "+faststart"]
         with imageio.get_writer(
             temporary, format="FFMPEG", fps=30, codec="libx264", macro_block_size=2, ffmpeg_params=options
         ) as writer:

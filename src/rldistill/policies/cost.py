@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from rldistill.core.errors import UntrustedFileError
 from rldistill.core.policy import Policy
@@ -24,6 +24,7 @@ from rldistill.policies.wrappers import ActionMaskedPolicy
 
 WARM_UP_CALLS, TIMED_CALLS = 20, 200
 BATCH_SIZES = (64, 256)
+PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
 POOL_COST = 256
 """Operations of matrix products that take as long as one comparison of a pooling."""
 
@@ -85,42 +86,49 @@ def _parts(policy: Policy) -> list[Policy]:
     return [policy]
 
 
-class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counter of the outputs of matrix products and convolutions."""
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counter of the multiply-adds and the outputs of matrix products and convolutions.
 
-    PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
+    FlopCounterMode counts for each module, too, and for that imports PyTorch's compiler, which takes a second.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # if True, as by default, PyTorch imports its compiler
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.macs = self.outputs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in self.PRODUCTS:
-            self.count += out.numel()
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.macs += count(*args, **(kwargs or {}), out_val=out) // 2
+        if func in PRODUCTS:
+            self.outputs += out.numel()
         return out
 
 
 def _products(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> tuple[int, int]:
     """Return the multiply-adds and the number of their outputs."""
-    recurrent = [0, 0]
+    products = _Products()
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
         # An LSTM is one operation in PyTorch, whose counter has no cost for it.
         steps = inputs[0].numel() // inputs[0].shape[-1]
         for name, weight in module.named_parameters():
             if name.startswith("weight"):
-                recurrent[0] += steps * weight.numel()
-                recurrent[1] += steps * len(weight)
+                products.macs += steps * weight.numel()
+                products.outputs += steps * len(weight)
 
     hooks = [m.register_forward_hook(count) for m in networks.modules() if isinstance(m, nn.RNNBase)]
     try:
-        with FlopCounterMode(display=False) as counter, _Outputs() as outputs:
+        with products:
             policy(obs)
     finally:
         for hook in hooks:
             hook.remove()
-    return int(counter.get_total_flops()) // 2 + recurrent[0], outputs.count + recurrent[1]
+    return products.macs, products.outputs
 
 
 def measure_latency(call: Callable[[], object], warm_up: int, count: int, seconds: float) -> dict[str, float]:
