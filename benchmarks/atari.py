@@ -1,15 +1,19 @@
 """Measure the stages of a Pong run against their limits: collect, evaluate, and the fits of a linear student and a cnn.
 
-Collect and evaluate are compared with emulators and teacher in sequence, fits with a minimal PyTorch loop. The stages
-are measured in turns, and the medians of the ratios are printed, since a shared machine disturbs all of them alike.
-`--json` stores each turn, for a comparison with another version.
+Collect and evaluate are compared with emulators and teacher in sequence, fits with a minimal PyTorch loop, and with
+fits in the way of before: a linear student with the dense product of all pixels, a cnn in float32. The stages are
+measured in turns, and the medians of the ratios are printed, since a shared machine disturbs all of them alike. The
+fits of before and now are compared by CPU seconds. `--json` stores each turn, for a comparison with another version.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,21 @@ from matrix import CNN62
 from rich.console import Console
 from rich.table import Table
 
-from rldistill import Cnn, CollectConfig, DistillConfig, EnvConfig, Linear, collect, load_policy
-from rldistill.io.atomic import write_json
+from rldistill import (
+    Cnn,
+    CollectConfig,
+    Dataset,
+    DistillConfig,
+    EnvConfig,
+    Linear,
+    NothingLearnedError,
+    collect,
+    distill,
+    load_policy,
+)
+from rldistill.core.policy import Precision
+from rldistill.io.atomic import read_jsonl, write_json
+from rldistill.students import AnyStudent
 
 STUDENTS = {
     "linear on pixels": Linear(),
@@ -30,6 +47,38 @@ STUDENTS = {
 LIMITS = {"collect": "emulators and teacher", "evaluate": "emulators and teacher"} | dict.fromkeys(
     STUDENTS, "minimal loop"
 )
+
+
+def fit(dataset: Dataset, student: AnyStudent, precision: Precision, epochs: int) -> tuple[float, float]:
+    """Return the CPU seconds of a fit, and its last held-out loss."""
+    config = DistillConfig(epochs=epochs, patience=0, batch_size=128, precision=precision)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.process_time()
+        with suppress(NothingLearnedError):  # after as many steps
+            distill(dataset, student, config, Path(folder) / "student", progress=False)
+        seconds = time.process_time() - started
+        rows = read_jsonl(Path(folder) / "student" / "metrics.jsonl")
+    return seconds, [row["heldout_loss"] for row in rows if "heldout_loss" in row][-1]
+
+
+def compare_fits(steps: int, epochs: int, turns: int) -> None:
+    """Print the CPU seconds of fits as before, and of those of today."""
+    env, teacher = EnvConfig("ALE/Pong-v5"), load_policy("zoo:pong-dqn")
+    with tempfile.TemporaryDirectory() as folder:
+        data = collect(env, teacher, CollectConfig(steps=steps, epsilon=0.5), Path(folder) / "dataset", progress=False)
+        for name, student in STUDENTS.items():
+            ratios, last = [], []
+            dense = replace(data, memory_gb=0.0) if isinstance(student, Linear) else data
+            for _ in range(turns):
+                before, now = fit(dense, student, "float32", epochs), fit(data, student, "auto", epochs)
+                ratios.append(before[0] / now[0])
+                last = [before, now]
+            each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            (seconds, loss), (seconds_now, loss_now) = last
+            print(
+                f"{name}, {epochs} epochs of {steps:,} steps: {seconds:.1f} s of CPU to a held-out loss of {loss:.4f} "
+                f"before, {seconds_now:.1f} s to {loss_now:.4f} now; ratio {np.median(ratios):.2f} (turns {each})"
+            )
 
 
 def turn(steps: int, episodes: int, frames: int, epochs: int) -> Iterator[tuple[str, float, float]]:
@@ -55,8 +104,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--frames", type=int, default=4_000, help="frames after which an episode of evaluation ends")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--fits", action="store_true", help="compare the fits of before and now alone")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    if asked.fits:
+        compare_fits(asked.steps, asked.epochs, asked.turns)
+        return
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LIMITS}
     for _ in range(asked.turns):
         for name, rate, limit in turn(asked.steps, asked.episodes, asked.frames, asked.epochs):
