@@ -198,6 +198,16 @@ def test_score_of_a_round_is_the_mean_normalized_score() -> None:
         bad.score(student(), 3)
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_validation_plays_as_the_evaluation_does(sample: bool, tmp_path: Path) -> None:
+    env = {"id": "CartPole-v1", "views": {"student": [{"name": "LastAction"}]}}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"env": env, "teacher": "zoo:cartpole-ppo", "evaluate": {"sample": sample}}))
+    job = student_job(load_run(file, [], {}), with_data=False)
+    assert job.run.play_config().sample == sample
+    assert job.validate(job.teacher, 2) > 100 > job.validate(None, 2)  # the teacher does not see the last action
+
+
 @pytest.fixture
 def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
     save_policy(teacher, tmp_path / "cart", {})

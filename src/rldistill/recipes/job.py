@@ -189,8 +189,10 @@ class Run:
 
     def play_config(self, split: int = VALIDATION, first: int = 0, side: Side = "student") -> PlayConfig:
         """Return the settings of the episodes of a split, from number `first` on, as the evaluation plays them."""
-        workers, max_steps = self.evaluate.env_workers, self.evaluate.max_steps
-        return PlayConfig(self.seed, split, first, side, env_workers=workers, max_steps=max_steps)
+        own = self.evaluate
+        return PlayConfig(
+            self.seed, split, first, side, own.sample, env_workers=own.env_workers, max_steps=own.max_steps
+        )
 
     def read_dataset(self) -> Dataset:
         """Read the dataset of the teacher."""
@@ -285,9 +287,10 @@ class StudentJob:
         return {"score": self.validate(student, episodes)}
 
     def validate(self, policy: Policy | None, episodes: int) -> float:
-        """Return the mean return of a policy, or of random play, in validation episodes."""
+        """Return the mean return of the teacher, a student or random play in validation episodes."""
         env = adapt_env(self.run.env, self.teacher)
-        return float(play(env, policy, episodes, self.run.play_config()).returns.mean())
+        side: Side = "teacher" if policy is self.teacher else "student"
+        return float(play(env, policy, episodes, self.run.play_config(side=side)).returns.mean())
 
     def inputs(self) -> StageInputs:
         """Return all that the student depends on except its seed.
