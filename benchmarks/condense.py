@@ -6,6 +6,7 @@
 
 Choices of equal size have the same held-out states. A random choice differs from seed to seed, one by `condense` does
 not. An epoch of few states is short: a fit has as many epochs as give `--samples` in all, and at most `--epochs`.
+A benchmark that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def choices(whole: rd.Dataset, keep: int, options: argparse.Namespace) -> dict[s
     found = {}
     for weighted in (False, True)[: 1 + options.weighted]:
         folder = options.out / f"condensed-{keep}-{weighted}"
-        few = rd.condense(options.out / "dataset", folder, keep, weighted=weighted, mode="overwrite", progress=False)
+        if (folder / "manifest.json").exists():
+            few = rd.Dataset.read([folder])
+        else:
+            few = rd.condense(options.out / "dataset", folder, keep, weighted=weighted, progress=False)
         found[f"{'' if weighted else 'un'}weighted-{keep}"] = [few] * options.seeds
     train, heldout = np.flatnonzero(~whole.heldout), np.flatnonzero(whole.heldout)
     spread = heldout[np.linspace(0, len(heldout) - 1, min(keep, len(heldout))).astype(int)]
