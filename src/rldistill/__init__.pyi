@@ -125,7 +125,7 @@ from .rl.config import PPOConfig as PPOConfig
 from .run.config import load_run as load_run
 from .run.config import read_run as read_run
 from .run.evaluation import run_evaluate as run_evaluate
-from .run.publish import publish_student as publish_student
+from .run.export import publish_student as publish_student
 from .run.stages import extend_dataset as extend_dataset
 from .run.stages import run_all as run_all
 from .run.stages import run_collect as run_collect

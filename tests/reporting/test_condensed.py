@@ -15,8 +15,8 @@ from rldistill.data.condense import condense
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import write_json
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.condensed import condensed_states
 from rldistill.reporting.page import write_report
+from rldistill.reporting.tables import condensed_states
 from rldistill.teachers.python import FunctionPolicy
 
 from ..conftest import CARTPOLE

@@ -1,4 +1,4 @@
-"""`rldistill export`: files that run without this package, and their verification."""
+"""`rldistill export` and `rldistill hub`: files that run without this package, their verification, and publication."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rldistill.cli.options import (
     EnvKwargs,
     Overwrite,
     Quiet,
+    RunFolder,
     StudentOfRun,
     output,
     parse_env,
@@ -23,6 +24,9 @@ from rldistill.cli.options import (
     read_options,
 )
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, printable
+
+OptionalEnv = Annotated[str | None, typer.Option("--env", help=ENV_HELP, show_default=False)]
+hub = command_group(help="Publish students on the Hugging Face Hub; `teacher: hub:OWNER/NAME` reads one.")
 
 
 class ExportGroup(CommandGroup):
@@ -40,7 +44,6 @@ exports = command_group(
     subcommand_metavar="PATH [OPTIONS] | verify DIR",
     help="Export a policy as ONNX, C, a web page or for Stable-Baselines3, with a certificate that it is the same.",
 )
-OptionalEnv = Annotated[str | None, typer.Option("--env", help=ENV_HELP, show_default=False)]
 
 
 @exports.command()
@@ -113,3 +116,29 @@ def verify(
         print_result(certificate, as_json)
     if certificate.failures:
         raise typer.Exit(EXIT_FALSE)
+
+
+@hub.callback()
+def describe() -> None:
+    """Publish students on the Hugging Face Hub; `teacher: hub:OWNER/NAME` reads one."""
+
+
+@hub.command()
+def push(
+    run: RunFolder,
+    repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="Repository.", show_default=False)],
+    student: StudentOfRun = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a repository that only you see.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of a repository that has some.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a student with its model card, exported files, certificate and video to a repository of the Hub."""
+    from rldistill.run.export import publish_student
+
+    published = publish_student(run, student, repo, private, overwrite)
+    if not quiet:
+        for remark in published.remarks:
+            typer.echo(f"warning: {remark}", err=True)
+        typer.echo(f"{published.url}: {', '.join(published.files)}")

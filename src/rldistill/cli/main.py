@@ -18,8 +18,7 @@ from rldistill.cli.completion import complete_run, complete_student, whole_words
 from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
-from rldistill.cli.export import exports
-from rldistill.cli.hub import hub
+from rldistill.cli.export import exports, hub
 from rldistill.cli.options import (
     AsJson,
     Backend,

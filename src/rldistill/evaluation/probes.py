@@ -22,7 +22,8 @@ from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.execution import Execution, Total, run_jobs
 from rldistill.io.processes import Item, Report, Work
 from rldistill.policies.ensemble import Committee
-from rldistill.students import Cnn, Mlp, MultiInput
+from rldistill.students import Mlp
+from rldistill.students.multi_input import picture_network
 
 PROBE_SEEDS = (0, 1, 2)
 EPSILON = 0.05
@@ -160,9 +161,7 @@ def probe_jobs(
 
 def _probe(data: Dataset, config: DistillConfig, folder: Path, seed: int) -> Policy | None:
     """Distil the probe student; return None, which plays at random, if it learned nothing."""
-    probe: Cnn | Mlp | MultiInput = MultiInput() if data.spec.has_pictures else Mlp((32, 32))
-    if len(data.spec.obs_shape) == 3:
-        probe = Cnn()
+    probe = picture_network(data.spec) or Mlp((32, 32))
     try:
         return distill(data, probe, config, folder / f"probe-{seed}", seed=seed, progress=False)
     except NothingLearnedError:

@@ -15,10 +15,9 @@ from rldistill.reporting import sections, tables
 from rldistill.reporting.advice import next_step
 from rldistill.reporting.charts import colors_of, palette, returns_chart, templates, write_page
 from rldistill.reporting.compare_runs import RunComparison
-from rldistill.reporting.condensed import condensed_states
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
-from rldistill.reporting.tables import region_rows, share_charts, share_rows, teacher_shares
+from rldistill.reporting.tables import condensed_states, region_rows, share_charts, share_rows, teacher_shares
 
 Part = TypeVar("Part")
 

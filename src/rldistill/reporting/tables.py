@@ -1,21 +1,33 @@
-"""Tables of the report below the first one: statistics, fidelity, sample efficiency, and shares of teachers."""
+"""Tables of the report below the first one: statistics, fidelity, efficiency, shares of teachers, condensed data."""
 
+import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from rldistill.distillation.weighting import FILE, TeacherShares
+from rldistill.core.entries import flat_values, value_names
+from rldistill.data.condense import state_weights
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import FILE as MANIFEST
+from rldistill.data.manifest import Condensed, Manifest
+from rldistill.distillation.weighting import FILE as WEIGHTING
+from rldistill.distillation.weighting import TeacherShares
+from rldistill.evaluation.disagreements import as_picture, shown_obs
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.results import Evaluation, policy_rows
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, number_text, percent_text
 from rldistill.io.atomic import read_json
 from rldistill.reporting.charts import lines_chart
-from rldistill.reporting.sections import TitledChart
+from rldistill.reporting.sections import TitledChart, action_text
 
 HIGHLIGHTS = ("normalized", "agreement", "action RMSE", "parameters", "latency", "env steps")
 Shares = Mapping[str, Sequence[TeacherShares]]
 """Shares of the teachers by student, for each of its training seeds."""
+MAX_STATES = 24
+MAX_COLUMNS = 12
+"""Largest number of values of a state in the table."""
 
 
 def highlights(evaluation: Evaluation) -> list[TableCell]:
@@ -97,7 +109,7 @@ def efficiency_rows(evaluation: Evaluation) -> Rows:
 
 def teacher_shares(run: Path, students: Sequence[str]) -> dict[str, list[TeacherShares]]:
     """Return the shares of the teachers for the students of a run; none if it has one teacher."""
-    files = {name: sorted((run / "students" / name).glob(f"seed-*/{FILE}")) for name in students}
+    files = {name: sorted((run / "students" / name).glob(f"seed-*/{WEIGHTING}")) for name in students}
     return {
         name: [TeacherShares.parse(read_json(path, TeacherShares.advice), path) for path in paths]
         for name, paths in files.items()
@@ -147,3 +159,41 @@ def share_charts(shares: Shares) -> list[TitledChart]:
         title = f"{student}: share of each teacher over the course of an episode"
         charts.append((title, lines_chart(lines, "part of the episode", "share")))
     return charts
+
+
+@dataclass(frozen=True)
+class CondensedStates:
+    """First states of condensed data: a row of a table for each, or a picture with its caption."""
+
+    choice: Condensed
+    rows: Rows = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def condensed_states(run: Path) -> CondensedStates | None:
+    """Return the first states of the condensed dataset of a run, in the order of their choice; None without one."""
+    folder = run / "dataset"
+    if not (folder / MANIFEST).exists():
+        return None
+    rounds = Manifest.read(folder).rounds
+    number, choice = next(((n, round.condensed) for n, round in rounds.items() if round.condensed), (0, None))
+    if choice is None:
+        return None
+    data = Dataset.read([folder], verify=False, only_round=number)
+    kept = np.flatnonzero(~data.heldout)[:MAX_STATES]
+    states, batch, names = CondensedStates(choice), data.batch(kept), value_names(data.spec)[:MAX_COLUMNS]
+    actions, weights = batch.teacher.mode().tolist(), state_weights(data.spec.head, batch.teacher.params).tolist()
+    for rank, (obs, action, weight) in enumerate(zip(data.observations(kept), actions, weights, strict=True), 1):
+        picture = as_picture(shown_obs(obs.numpy(), data.spec))
+        if picture is not None:
+            import imageio.v2 as imageio
+
+            png = base64.b64encode(imageio.imwrite("<bytes>", picture, format="PNG")).decode()
+            caption = f"{rank}: action {action_text(action)}, gap {weight:.3g}"
+            states.pictures.append((f"data:image/png;base64,{png}", caption))
+            continue
+        values = flat_values(obs[None], data.spec).float().ravel().tolist()
+        cells = [TableCell("state", str(rank)), TableCell("action", action_text(action))]
+        figures = zip(["gap", *names], [weight, *values], strict=False)
+        states.rows.append([*cells, *(figure(name, value, ".3g") for name, value in figures)])
+    return states

@@ -4,16 +4,19 @@ import dataclasses
 import hashlib
 import warnings
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.core.entries import flat_values, join_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, HeadKind
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
+from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
 
 EPSILON = 1e-8
 """Added to probabilities before the logarithm."""
@@ -105,3 +108,31 @@ def synthetic_observations(spec: PolicySpec, count: int) -> Tensor:
         return entries[0]
     named = {key: entry.numpy() for (key, _), entry in zip(spec.parts, entries, strict=True)}
     return torch.from_numpy(join_parts(named, spec.parts, spec.obs_dtype))
+
+
+class KerasPolicy(FilePolicy, nn.Module):
+    """Policy with a Keras model of one input.
+
+    Frames `[B, C, H, W]` are passed as `[B, H, W, C]` to a model that expects those, or one vector of them. uint8 is
+    passed as 0 to 255, times `scale`.
+    """
+
+    def __init__(self, path: str, content: bytes, spec: PolicySpec, scale: float) -> None:
+        super().__init__(path, content, spec, scale)
+        self.model, self._scale = read_keras(path, content), scale
+
+    def compute(self, obs: Tensor) -> Tensor:
+        """Return the output of the model, `[B, P]`."""
+        with keras_on_torch().device(obs.device.type):
+            inputs = channels_last(obs, tuple(self.model.inputs[0].shape[1:])) * self._scale
+            params: Tensor = self.model(inputs, training=False)
+        return params
+
+
+def load_keras(path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
+    """Load a `.keras` file; raise the errors of `load_policy`."""
+    content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
+    policy = KerasPolicy(path, content, with_head(spec.unmasked, head, path), scale).eval()
+    require_keras_fit(path, policy.model, policy.spec)
+    policy.apply_options(head, scale, str(policy.model.inputs[0].dtype))
+    return policy

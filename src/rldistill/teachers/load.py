@@ -21,8 +21,8 @@ from rldistill.policies.wrappers import with_action_mask
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.actions import SubsetPolicy, squashed, with_actions
 from rldistill.teachers.checkpoint import load_checkpoint
+from rldistill.teachers.file_policy import load_keras
 from rldistill.teachers.hub import is_hub, local_path
-from rldistill.teachers.keras import load_keras
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.python import load_module
 from rldistill.teachers.sb3.load import load_sb3, observed_normalized

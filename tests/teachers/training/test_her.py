@@ -16,9 +16,8 @@ from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import read_jsonl
 from rldistill.teachers.training.config import TrainConfig
-from rldistill.teachers.training.her import HindsightReplay
 from rldistill.teachers.training.train import train_teacher
-from rldistill.teachers.training.vec_env import training_env
+from rldistill.teachers.training.vec_env import HindsightReplay, training_env
 
 HER = {"replay_buffer_class": "HerReplayBuffer", "learning_starts": 60, "policy_kwargs": {"net_arch": [8]}}
 

@@ -39,9 +39,9 @@ from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
-from rldistill.teachers.training.her import HindsightReplay
 from rldistill.teachers.training.vec_env import (
     EntriesVecEnv,
+    HindsightReplay,
     SteppingVecEnv,
     policy_spec,
     shared_policy,
