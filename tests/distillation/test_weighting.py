@@ -32,13 +32,13 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig, Weighting
 from rldistill.distillation.distill import distill
-from rldistill.distillation.lookahead import look_ahead
 from rldistill.distillation.mixture import expectation, params_of, softened_outputs, with_weights
 from rldistill.distillation.values import own_steps, teacher_values
 from rldistill.distillation.weighting import (
     best_member,
     confidence_weights,
     labels_of_member,
+    look_ahead,
     own_returns,
     require_weighting,
     weighted_dataset,

@@ -6,7 +6,9 @@ import dataclasses
 import re
 import shlex
 import textwrap
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any
 
 import typer
@@ -20,34 +22,6 @@ TRAIN = "train"
 """Answer in place of a teacher that exists."""
 PICTURE_PARAMETERS = 30_000
 """Largest student on pictures."""
-RUN_FILE = """\
-# {id}: a small student of a teacher. Run it: rldistill run {file}
-# All keys: rldistill schema --markdown. The command line overrides any of them: distill.epochs=40
-env: {env}
-teacher:{teacher}
-
-# The teacher plays these steps, and labels each with its own choice.
-collect: {{steps: {steps}}}
-
-# Then the student acts in two rounds, and the teacher labels the states that it reaches (DAgger).
-recipe: {{name: dagger, rounds: 2, steps_per_round: {steps_per_round}}}
-
-# Passes over the data.
-distill: {{epochs: 20}}
-
-# Students, under names of your own; several are compared. Other types: linear, tree, mlp, cnn, gru, ...
-students:
-  {name}: {student}
-
-# Training seeds. With several, the result is about these settings, not about one lucky student.
-seeds: [0]
-
-# Full episodes of each policy. A yes, that a student keeps 95% of the teacher's lead, takes at least 59.
-evaluate: {{episodes: {episodes}}}
-
-# Files for other programs, each compared with its student: c, html, sb3; onnx and int8 need rldistill[export].
-# export: {{formats: [c]}}
-"""
 TRAINED = """
   train: # PPO, DQN, SAC, ... of Stable-Baselines3; more steps until its curve in the report is flat
     algorithm: PPO
@@ -84,7 +58,7 @@ def init(
         "teacher": TRAINED if teacher == TRAIN else f" {_flow(_options(parse_teacher(teacher)))}",
         **_sizes(spec_from_env(config.view_of("student"))),
     }
-    text = RUN_FILE.format(**values)
+    text = Template((resources.files("rldistill.cli") / "run_file.yaml").read_text("utf-8")).substitute(values)
     run = read_run({**parse_value(text, "init"), "name": file.stem, "out": f"runs/{file.stem}"}, "init")
     if teacher != TRAIN:
         run.recipe.check(run, load_teacher(run))
@@ -119,7 +93,7 @@ def _options(teacher: rldistill.SavedTeacher) -> Any:
 
 
 def _sizes(spec: rldistill.PolicySpec) -> dict[str, Any]:
-    """Return the student, the steps and the episodes that suit the observations, as texts of RUN_FILE."""
+    """Return the student, the steps and the episodes that suit the observations, as texts of a run file."""
     from rldistill.recipes import to_document
     from rldistill.students.budget import fit_budget
 

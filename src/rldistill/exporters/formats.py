@@ -4,16 +4,23 @@ import shutil
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError, MissingExtraError
 from rldistill.exporters.config import Format
-from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
+from rldistill.exporters.runtimes import (
+    Answer,
+    Arrays,
+    CRuntime,
+    ExportedPolicy,
+    Interface,
+    NodeRuntime,
+    OnnxRuntime,
+    StateArray,
+    compiler,
+)
 from rldistill.exporters.sb3 import Sb3Runtime
 from rldistill.policies.joint import IDENTITY, AgentView, JointPolicy, agent_views
 from rldistill.teachers.onnx import open_session, read_model
@@ -99,9 +106,7 @@ class AgentsRuntime(ExportedPolicy):
         names = [agent.name for agent in interface.spec.agents]
         self._joint = JointPolicy(tuple(views[name] for name in names), tuple(members[name] for name in names))
 
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Run the network of each agent."""
         tensors = {name: torch.from_numpy(values) for name, values in entries.items()}
         output, after = self._joint(tensors, None if state is None else torch.from_numpy(state))

@@ -25,7 +25,9 @@ from rldistill.exporters.program import (
     concat,
     constant,
     flat,
+    gru_cell,
     linear,
+    lstm_cells,
     multiply,
     reshape,
     scaled,
@@ -34,7 +36,6 @@ from rldistill.exporters.program import (
     transpose,
     unary,
 )
-from rldistill.exporters.recurrent import gru_cell, lstm_cells
 from rldistill.policies.actor_critic import ActorPolicy, NoisyOutput
 from rldistill.policies.joint import IDENTITY, OWN, JointPolicy
 from rldistill.policies.layers import ACTIVATIONS, Flat, has_arguments

@@ -31,6 +31,10 @@ from rldistill.teachers.onnx import open_session, read_model
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 COMPILE_TIMEOUT_S, ANSWER_TIMEOUT_S = 300, 60
+Arrays = dict[str, NDArray[Any]]
+StateArray = NDArray[np.float32] | None
+Answer = tuple[NDArray[Any], NDArray[np.float32], StateArray]
+"""Actions, parameters of the head, and next states."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,7 @@ class ExportedPolicy(ABC):
         return output, None if after is None else torch.from_numpy(after)
 
     @abstractmethod
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Return actions, parameters of the head, and next states for a batch of observations."""
 
 
@@ -105,9 +107,7 @@ class OnnxRuntime(ExportedPolicy):
         self._params = params_names(interface.spec.head)
         self._outputs = ["action", *self._params, *(["state_out"] if self.state_shape is not None else [])]
 
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Run the model on a batch."""
         inputs = entries if state is None else {**entries, "state_in": state}
         try:
@@ -137,9 +137,7 @@ class CRuntime(ExportedPolicy):
         self._library = ctypes.CDLL(str(build / "student.so"))
         self._struct = np.zeros(ram // 4, np.float32)
 
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Run the function on each observation of a batch."""
         size = len(next(iter(entries.values())))
         actions = np.zeros((size, max(1, math.prod(self.spec.head.action_shape))), self.interface.action_dtype)
@@ -200,9 +198,7 @@ class NodeRuntime(ExportedPolicy):
             raise CorruptArtifactError(f"{path}: its script is not the one of this version. Export again.")
         self._ask(read_program(path))
 
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Run the policy on each observation of a batch."""
         size = len(next(iter(entries.values())))
         results = []

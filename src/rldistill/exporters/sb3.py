@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rldistill.core.entries import join_parts
@@ -27,7 +26,7 @@ from rldistill.core.spec import EnvConfig
 from rldistill.envs.entries import CONTAINERS, FlatDict
 from rldistill.envs.make import make_env
 from rldistill.exporters.program import ExportError
-from rldistill.exporters.runtimes import ExportedPolicy, Interface
+from rldistill.exporters.runtimes import Answer, Arrays, ExportedPolicy, Interface, StateArray
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.layers import Flat, channels_last, has_arguments
 from rldistill.policies.network import NetworkPolicy
@@ -243,9 +242,7 @@ class Sb3Runtime(ExportedPolicy):
         images = reader.spec.transposed_images(interface.spec)
         self._reader = ChannelsLastPolicy(reader, images) if images else reader
 
-    def run(
-        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    def run(self, entries: Arrays, state: StateArray) -> Answer:
         """Return deterministic actions."""
         spec = self.spec
         obs = join_parts(entries, spec.parts, spec.obs_dtype) if spec.parts else entries["obs"]
