@@ -18,8 +18,9 @@ from rldistill.recipes.dagger import _Score
 from rldistill.reporting.search_page import FinalistTest, SearchResult
 from rldistill.search.halving import _Returns, _TrialResult
 
-RUNG = {"epochs": 1, "episodes": 4, "normalized": 0.97, "ci95": [0.9, 1.0]}
-TEST = {"seeds": [0, 1], "folder": "x", "decision": "yes", "episodes": 4, "normalized": None, "ci95": None}
+SCORE = {"value": 0.97, "ci95": [0.9, 1.0]}
+RUNG = {"epochs": 1, "episodes": 4, "normalized": SCORE, "failed": None}
+TEST = {"seeds": [0, 1], "folder": "x", "episodes": 4, "normalized": None, "failed": "why", "test": None}
 TRIAL = {"name": "tiny", "student": {"type": "linear"}, "size": {"bytes": 9}, "rungs": [RUNG], "test": TEST}
 REGION = {"rule": "obs[0] > 1", "states": 0.5, "shares": {"a": 1.0}}
 SHARE = {"share": 0.5, "over_time": [0.5], "episodes": 3, "mean_return": None}
@@ -61,7 +62,7 @@ def changed(document: dict[str, Any], place: tuple[Any, ...], change: Callable[[
 def test_wrong_content_is_refused_in_one_line(tmp_path: Path, form: type[Document], document: dict[str, Any]) -> None:
     path = tmp_path / "file.json"
     write_json(path, document)
-    assert form.read_dict(path) == document
+    assert form.read(path).model_dump(mode="json", exclude_unset=True) == document
     errors = list[str]()
     for place in places(document)[1:]:
         variants = [changed(document, place, lambda parent, key: parent.pop(key))]
@@ -73,14 +74,14 @@ def test_wrong_content_is_refused_in_one_line(tmp_path: Path, form: type[Documen
             except Exception:  # no text at all: nothing could write it with a hash
                 path.write_text(json.dumps(variant))
             try:
-                form.read_dict(path)
+                form.read(path)
             except CorruptArtifactError as error:
                 errors.append(str(error))
     assert len(errors) > 4 * len(places(document)) - 4
     assert all(error.startswith(f"{path}: ") and error.isprintable() for error in errors)
     write_json(path, document | {"more": 1})
     with pytest.raises(CorruptArtifactError, match="more: is an unknown field"):
-        form.read_dict(path)
+        form.read(path)
 
 
 @pytest.mark.parametrize(
@@ -91,4 +92,4 @@ def test_winner_has_a_test_and_a_size(tmp_path: Path, change: dict[str, Any]) ->
     path = tmp_path / "search.json"
     write_json(path, DOCUMENTS[0][1] | change)
     with pytest.raises(CorruptArtifactError, match=r"search\.json: .*Run `rldistill search` again"):
-        SearchResult.read_dict(path)
+        SearchResult.read(path)

@@ -76,7 +76,7 @@ def stages(teacher: Any, out: Path, execution: Execution) -> list[Any]:
     weights = [path.read_bytes().hex() for path in sorted((out / "students").rglob("policy.safetensors"))]
     assert len(weights) == 4
     returns = {name: [list(own.returns) for own in entry.runs] for name, entry in evaluation.policies.items()}
-    return [weights, returns, found["winner"], [[trial["rungs"], trial["test"]] for trial in found["tried"]]]
+    return [weights, returns, found.winner, [[trial["rungs"], trial["test"]] for trial in found.to_dict()["tried"]]]
 
 
 def main() -> None:

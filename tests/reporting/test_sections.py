@@ -115,12 +115,9 @@ def test_all_of_it_is_in_the_report(tmp_path: Path, whole: dict[str, Any]) -> No
 
 def test_a_search_beside_the_run_is_shown(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     write_json(tmp_path / "evaluation.json", evaluation)
-    rung = {"epochs": 1, "episodes": 4, "normalized": 0.97, "ci95": [0.9, 1.0]}
-    test = {key: rung[key] for key in ("episodes", "normalized", "ci95")} | {
-        "decision": "yes",
-        "seeds": [0, 1, 2],
-        "folder": "x",
-    }
+    score = {"value": 0.97, "ci95": [0.9, 1.0]}
+    rung = {"epochs": 1, "episodes": 4, "normalized": score, "failed": None}
+    test = {"seeds": [0, 1, 2], "folder": "x", "episodes": 4, "normalized": score, "failed": None, "test": None}
     trial = {"name": "tiny", "student": {"type": "linear"}, "size": {"parameters": 10}, "rungs": [rung], "test": test}
     found = {"env": "CartPole-v1", "margin": 0.05, "by": "parameters", "env_steps": 9, "teacher": {"parameters": 1_000}}
     found |= {"winner": "tiny", "tried": [trial], "front": ["tiny"], "seconds": 1.0}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rldistill.evaluation.results import Evaluation, terminal_rows, verdict
-from rldistill.reporting.search_page import search_verdict
+from rldistill.reporting.search_page import SearchResult, search_verdict
 
 
 def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
@@ -89,9 +89,11 @@ def test_verdict_names_the_baseline(evaluation: dict[str, Any]) -> None:
     evaluation["policies"]["teacher"]["normalized"] = None
     text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
     assert text.startswith("The teacher is no better than the baseline rules:act")
-    assert "over the baseline rules:act" in search_verdict(
-        {"margin": 0.05, "by": "bytes", "winner": None, "tried": [], "baseline": "rules:act"}
-    )
+    found = SearchResult(
+        env="E", margin=0.05, by="bytes", baseline="rules:act", env_steps=1, teacher={"bytes": 1}, winner=None,
+        tried=[], front=[], seconds=1.0,
+    )  # fmt: skip
+    assert "over the baseline rules:act" in search_verdict(found)
 
 
 def test_column_of_continuous_actions_names_its_unit(evaluation: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
+from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import rich_table
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import to_document
-from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
+from rldistill.reporting.search_page import Rung, SearchResult, as_students, search_rows, search_verdict, write_search
 from rldistill.run.config import load_run
 from rldistill.run.stages import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates
@@ -37,7 +38,9 @@ pytestmark = pytest.mark.slow
 
 
 def candidate(name: str, parameters: int, score: float | None) -> Candidate:
-    return Candidate(name, Linear(), {"parameters": parameters}, [{"normalized": score}])
+    normalized = None if score is None else Estimate(score, None)
+    rung = Rung(epochs=1, episodes=1, normalized=normalized, failed=None)
+    return Candidate(name, Linear(), {"parameters": parameters}, [rung])
 
 
 def test_small_sufficient_candidates_are_promoted_first() -> None:
@@ -89,26 +92,27 @@ def test_search_finds_a_small_student_and_resumes(
         run_file(tmp_path, teacher), ["students.small=linear", "students.hidden={type: linear, features: teacher}"]
     )
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small")
-    result = search(run, config, quiet=True)
+    found = search(run, config, quiet=True)
+    result = found.to_dict()
     assert result["winner"] is not None
     tried = {entry["name"]: entry for entry in result["tried"]}
-    assert tried["hidden"]["rungs"][0]["normalized"] > 0.5
+    assert tried["hidden"]["rungs"][0]["normalized"]["value"] > 0.5
     winner = tried[result["winner"]]
     assert winner["size"]["parameters"] < result["teacher"]["parameters"]
-    assert winner["test"]["decision"] == "yes"
-    assert winner["test"]["lower"] > 0
+    assert winner["test"]["test"]["decision"] == "yes"
+    assert winner["test"]["test"]["lower"] > 0
     tested = tmp_path / "run/search" / winner["test"]["folder"]
     assert (tested / "seed-0" / "policy.json").exists()
     last = tmp_path / "run/search/trials" / result["winner"] / "rung-2/policy.safetensors"
     assert last.read_bytes() == (tested / "seed-0" / "policy.safetensors").read_bytes()
     smaller = [e for e in result["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
-    assert all(entry["test"]["decision"] != "yes" for entry in smaller)
+    assert all(entry["test"]["test"]["decision"] != "yes" for entry in smaller)
     console = Console(width=100, record=True)
-    console.print(rich_table(search_rows(result)), search_verdict(result))
+    console.print(rich_table(search_rows(found)), search_verdict(found))
     assert result["winner"] in console.export_text()
-    students = read(dict[str, AnyStudent], yaml.safe_load(as_students(result))["students"])
+    students = read(dict[str, AnyStudent], yaml.safe_load(as_students(found))["students"])
     assert list(students) == [result["winner"]]
-    write_search(result, tmp_path / "search.html")
+    write_search(found, tmp_path / "search.html")
     assert "<script" not in (tmp_path / "search.html").read_text()
 
     folder = tmp_path / "run" / "search"
@@ -125,7 +129,7 @@ def test_search_finds_a_small_student_and_resumes(
     with pytest.raises(ConfigError, match=r"steps.*rldistill collect FILE --overwrite"):
         search(more, config, mode="overwrite", quiet=True)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
-    again = search(run, config, mode="resume", quiet=True)
+    again = search(run, config, mode="resume", quiet=True).to_dict()
     assert again | {"seconds": 0, "teacher": 0} == result | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
 
@@ -135,7 +139,7 @@ def test_search_finds_a_small_student_and_resumes(
     monkeypatch.setattr("rldistill.search.halving.play", never)
     for file in (folder / "search.json", tested / "test.json"):
         file.unlink()
-    again = search(run, config, mode="resume", quiet=True)
+    again = search(run, config, mode="resume", quiet=True).to_dict()
     assert again | {"seconds": 0, "teacher": 0} == result | {"seconds": 0, "teacher": 0}
 
 
@@ -152,7 +156,7 @@ def test_own_students_of_any_name_are_searched(
     monkeypatch.setattr("rldistill.search.halving.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
     run = load_run(run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"])
-    result = search(run, config, quiet=True)
+    result = search(run, config, quiet=True).to_dict()
     assert [entry["name"] for entry in result["tried"]] == ["behavior-policy", "mlp"]
     assert result["winner"] == "behavior-policy"
     # Each seed, the first too, and the teacher: on other episodes than the student was chosen by.
@@ -171,7 +175,7 @@ def test_run_settings_set_seeds_and_episodes_of_the_test(
 ) -> None:
     settings = ["students.small=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
     run = load_run(run_file(tmp_path, teacher), settings)
-    result = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True)
+    result = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True).to_dict()
     (small,) = result["tried"]
     assert small["test"]["seeds"] == tested
     assert small["test"]["episodes"] in (15, 30)
@@ -189,8 +193,8 @@ def test_seed_that_learns_nothing_fails_the_test(
     monkeypatch.setattr("rldistill.search.halving.distill", fails)
     run = load_run(run_file(tmp_path, teacher), ["students.small=linear"])
     result = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
-    assert result["winner"] is None
-    assert {entry["test"]["failed"] for entry in result["tried"] if entry["test"]} == {"nothing was learned"}
+    assert result.winner is None
+    assert {trial.test.failed for trial in result.tried if trial.test} == {"nothing was learned"}
     Console(record=True).print(rich_table(search_rows(result)), search_verdict(result))
 
 
@@ -207,11 +211,10 @@ def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_search_without_a_winner_is_reported() -> None:
-    row = {"epochs": 1, "episodes": 2, "normalized": None, "ci95": None, "failed": "nothing was learned"}
+def test_search_without_a_winner_is_reported(tmp_path: Path) -> None:
+    row = {"epochs": 1, "episodes": 2, "normalized": None, "failed": "nothing was learned"}
     entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
-    result = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
-    result |= {"tried": [entry], "front": []}
+    values = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
+    result = SearchResult.parse({**values, "tried": [entry], "front": [], "seconds": 1.0}, tmp_path)
     assert search_verdict(result).startswith("No student is known to keep 95%")
     Console(record=True).print(rich_table(search_rows(result)))
-    assert json.dumps(result)

@@ -224,7 +224,7 @@ def search(
             rldistill.load_run(file, settings_of(overrides, backend, workers)), config, mode, quiet
         )
     if json_file is not None:
-        write_json(json_file, result)
+        write_json(json_file, result.to_dict())
 
 
 @app.command()

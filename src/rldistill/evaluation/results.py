@@ -17,7 +17,6 @@ from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
 from rldistill.evaluation.worlds import WorldResults, world_rows
-from rldistill.io.atomic import read_json
 
 REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy", "latency")
 """Columns, and columns of the notes, that a terminal has no space for."""
@@ -168,7 +167,7 @@ class Evaluation(Result):
             raise CorruptArtifactError(f"{path.parent}: there is no such folder. Name the folder of a run.")
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
-        return cls.parse(read_json(path, cls.advice), path)
+        return super().read(path)
 
     @property
     def reference(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +13,6 @@ from rldistill.evaluation.episodes import reference_name
 from rldistill.evaluation.results import Evaluation, PolicyResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, interval_text, number_text, rich_table
-from rldistill.io.atomic import read_json
 
 
 class TasksScore(Record):
@@ -63,11 +61,6 @@ class TasksEvaluation(Result):
                 kept={task: getattr(entry.non_inferiority, "decision", None) for task, entry in own.items()},
             )
         return cls(tasks={task: own.env for task, own in evaluations.items()}, margin=margin, students=students)
-
-    @classmethod
-    def read(cls, path: Path) -> TasksEvaluation:
-        """Read the `evaluation.json` of a run of several tasks; raise CorruptArtifactError if it is not valid."""
-        return cls.parse(read_json(path, cls.advice), path)
 
     @property
     def rows(self) -> Rows:

@@ -201,11 +201,9 @@ class Document(BaseModel):
         return document
 
     @classmethod
-    def read_dict(cls, path: Path) -> dict[str, Any]:
-        """Read the JSON of a file; raise CorruptArtifactError if it was changed or is no such document."""
-        value = read_json(path, cls.advice)
-        cls.parse(value, path)
-        return value
+    def read(cls, path: Path) -> Self:
+        """Read a file; raise CorruptArtifactError if it was changed or is no such document."""
+        return cls.parse(read_json(path, cls.advice), path)
 
 
 def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice: str = CHANGED) -> Any:

@@ -9,7 +9,7 @@ On-policy distillation (Czarnecki 2019, arXiv 1902.02186) learns from the newest
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -66,13 +66,13 @@ class Dagger(FromDataset):
         data: Data = job.data
         student: NetworkPolicy | None = None
         candidates: list[tuple[float, NetworkPolicy]] = []
-        scores: dict[str, Any] = {}
+        scores: dict[str, float] = {}
         for number in range(self.rounds + 1):
             if student is not None:
                 beta = self.beta((number - 1) / max(self.rounds - 1, 1))
                 config = dataclasses.replace(run.collect, steps=self.steps_per_round, beta=beta)
                 with subtask(progress, f"collect, round {number}", "steps") as shown:
-                    data = job.collect_round(student, config, number, newest_only, scores.get("tasks", {}), shown)
+                    data = job.collect_round(student, config, number, newest_only, scores, shown)
             is_result = number == self.rounds and self.eval_episodes is None  # else the best round is the result
             round_folder = folder if is_result else folder / f"round-{number}"
             part = Round(progress, number, self.rounds + 1)
@@ -82,8 +82,9 @@ class Dagger(FromDataset):
                 file = round_folder / "score.json"
                 if not file.exists():
                     write_json(file, {"episodes": self.eval_episodes, **job.score(student, self.eval_episodes)})
-                scores = _Score.read_dict(file)
-                candidates.append((scores["score"], student))
+                score = _Score.read(file)
+                scores = score.tasks
+                candidates.append((score.score, student))
                 part.update(run.distill.epochs, run.distill.epochs, candidates[-1][0])
         if candidates:
             best = max(range(len(candidates)), key=lambda number: candidates[number][0])

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.disagreements import Gallery
+from rldistill.evaluation.disagreements import Gallery, StoredMoment
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import number_text
 from rldistill.evaluation.videos import LABELS, notable_episodes
@@ -75,7 +75,7 @@ def search_front(run: Path) -> tuple[Markup, str] | None:
     path = run / "search" / "search.json"
     if not path.is_file():
         return None
-    found = SearchResult.read_dict(path)
+    found = SearchResult.read(path)
     return front_chart(found), search_verdict(found)
 
 
@@ -189,22 +189,22 @@ def gallery(run: Path, policy: str) -> dict[str, Any] | None:
     path = folder / "disagreements.json"
     if not path.is_file():
         return None
-    document = Gallery.read_dict(path)
-    groups = [[_moment(moment, document["names"], folder) for moment in group] for group in document["groups"]]
-    return {"policy": policy, "unit": unit_text(document["unit"]), "groups": groups} if groups else None
+    found = Gallery.read(path)
+    groups = [[_moment(moment, found.names, folder) for moment in group] for group in found.groups]
+    return {"policy": policy, "unit": unit_text(found.unit), "groups": groups} if groups else None
 
 
-def _moment(moment: dict[str, Any], names: list[str], folder: Path) -> dict[str, Any]:
+def _moment(moment: StoredMoment, names: list[str], folder: Path) -> dict[str, Any]:
     """Return the texts of a moment, with its picture, or its first values by name and the number of further ones."""
-    values = moment["obs"] or []
-    frame = folder / Path(moment["frame"]).name if moment["frame"] else None
+    values = moment.obs or []
+    frame = folder / Path(moment.frame).name if moment.frame else None
     fits = frame is not None and frame.is_file() and frame.stat().st_size <= MAX_PICTURE_BYTES
-    seed = "" if moment["training_seed"] is None else f"training seed {moment['training_seed']}, "
+    seed = "" if moment.training_seed is None else f"training seed {moment.training_seed}, "
     return {
-        "title": f"{seed}episode {moment['episode']}, step {moment['step']}",
-        "regret": f"{moment['regret']:.3g}",
-        "student": action_text(moment["student_action"]),
-        "teacher": action_text(moment["teacher_action"]),
+        "title": f"{seed}episode {moment.episode}, step {moment.step}",
+        "regret": f"{moment.regret:.3g}",
+        "student": action_text(moment.student_action),
+        "teacher": action_text(moment.teacher_action),
         "picture": data_url(frame, "image/png") if frame is not None and fits else "",
         "numbers": [(name, f"{value:.3g}") for name, value in zip(names, values[:MAX_VALUES], strict=False)],
         "more": max(0, len(values) - MAX_VALUES),

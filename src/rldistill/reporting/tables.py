@@ -18,7 +18,6 @@ from rldistill.evaluation.disagreements import as_picture, shown_obs
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.results import Evaluation, policy_rows
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, number_text, percent_text
-from rldistill.io.atomic import read_json
 from rldistill.reporting.charts import lines_chart
 from rldistill.reporting.sections import TitledChart, action_text
 
@@ -110,11 +109,7 @@ def efficiency_rows(evaluation: Evaluation) -> Rows:
 def teacher_shares(run: Path, students: Sequence[str]) -> dict[str, list[TeacherShares]]:
     """Return the shares of the teachers for the students of a run; none if it has one teacher."""
     files = {name: sorted((run / "students" / name).glob(f"seed-*/{WEIGHTING}")) for name in students}
-    return {
-        name: [TeacherShares.parse(read_json(path, TeacherShares.advice), path) for path in paths]
-        for name, paths in files.items()
-        if paths
-    }
+    return {name: [TeacherShares.read(path) for path in paths] for name, paths in files.items() if paths}
 
 
 def share_rows(shares: Shares) -> Rows:

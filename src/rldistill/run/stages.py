@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ from rldistill.io.storage import pull
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import require_one_task, require_tasks, task_runs
 from rldistill.reporting import write_report, write_tasks_report
-from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
+from rldistill.reporting.search_page import SearchResult, as_students, search_rows, search_verdict, write_search
 from rldistill.run.evaluation import run_evaluate
 from rldistill.run.export import require_exported, run_export
 from rldistill.run.folder import record_resumed, record_run, stage_of_run, student_steps, work_in
@@ -227,7 +227,7 @@ def run_report(run: Run) -> Path:
 
 
 @stage_of_run
-def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
+def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> SearchResult:
     """Search for the smallest student, print the result, and write `search/search.html`.
 
     Raises:
@@ -248,7 +248,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     write_search(result, page)
     console = Console(highlight=False, markup=False)
     console.print(rich_table(search_rows(result)), printable(search_verdict(result)), sep="\n")
-    if result["winner"]:
+    if result.winner:
         console.print(as_students(result))
     print(f"search page: {page}")
     return result

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.cost import measure_cost
+from rldistill.reporting.search_page import FinalistTest, Rung
 from rldistill.search.config import Measure
 from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.budget import Family, fit_budget
@@ -28,13 +28,14 @@ class Candidate:
     name: str
     student: AnyStudent
     size: dict[str, float | None] = field(default_factory=dict)
-    rungs: list[dict[str, Any]] = field(default_factory=list)
-    test: dict[str, Any] | None = None
+    rungs: list[Rung] = field(default_factory=list)
+    test: FinalistTest | None = None
 
     @property
     def score(self) -> float:
         """Latest normalized score; 0, as random play, if the student learned nothing."""
-        return float(self.rungs[-1]["normalized"] or 0.0) if self.rungs else 0.0
+        score = self.rungs[-1].normalized if self.rungs else None
+        return 0.0 if score is None else score.value
 
     def size_by(self, measure: Measure) -> float:
         """Return the size; infinity if it is unknown."""

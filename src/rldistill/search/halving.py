@@ -22,8 +22,9 @@ from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, VALIDATION, play
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
-from rldistill.evaluation.statistics import Returns, normalized_score
-from rldistill.io.atomic import Document, write_json
+from rldistill.evaluation.statistics import Estimate, Returns, normalized_score
+from rldistill.evaluation.tables import Record
+from rldistill.io.atomic import write_json
 from rldistill.io.execution import SERIAL, run_jobs
 from rldistill.io.processes import Report
 from rldistill.io.progress import Progress
@@ -48,14 +49,14 @@ TREE_LOSSES = ActionNLL | AdvantageMSE | GapWeightedNLL
 """Losses that trees can minimize; where a run has others, trees learn actions."""
 
 
-class _Returns(Document):
+class _Returns(Record):
     """Returns of the first episodes of a split."""
 
     advice: ClassVar[str] = ADVICE
     returns: list[float]
 
 
-class _TrialResult(Document):
+class _TrialResult(Record):
     """Result of a candidate in one rung; without sizes if it learned nothing."""
 
     advice: ClassVar[str] = ADVICE
@@ -85,7 +86,7 @@ class SearchStage:
     def returns(self, policy: Policy | None, episodes: int, split: int, folder: Path) -> Returns:
         """Return the returns of the first `episodes` of a split; those that are not in `folder` yet are played."""
         file = folder / f"returns-{split}.json"
-        returns = np.array(_Returns.read_dict(file)["returns"] if file.exists() else [], float)
+        returns = np.array(_Returns.read(file).returns if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
             side: Side = "teacher" if policy is self.teacher else "student"
             settings = self.run.play_config(split, len(returns), side)
@@ -98,11 +99,10 @@ class SearchStage:
         policy = self.teacher if name == "teacher" else self.baseline
         return self.returns(policy, episodes, split, self.folder / name)[None]
 
-    def normalized(self, returns: Returns, split: int) -> dict[str, Any]:
-        """Return the normalized score of returns `[seeds, episodes]` and its 95% interval."""
+    def normalized(self, returns: Returns, split: int) -> Estimate | None:
+        """Return the normalized score of returns `[seeds, episodes]`."""
         teacher, random = (self.reference(name, returns.shape[1], split) for name in ("teacher", "baseline"))
-        score = normalized_score(returns, teacher, random)
-        return {"normalized": score and score.value, "ci95": score and score.ci95}
+        return normalized_score(returns, teacher, random)
 
     def distill(self, candidate: Candidate, epochs: int, folder: Path, seed: int) -> NetworkPolicy:
         """Distill a candidate, or load its student if that is done."""
@@ -144,18 +144,18 @@ def select_finalists(
             own = dataclasses.replace(stage, run=dataclasses.replace(stage.run, execution=SERIAL))
         uses_gpu = stage.run.distill.device != "cpu"
         for number, trial in run_jobs(partial(_run_rung, own, rung), remaining, execution, uses_gpu=uses_gpu):
-            remaining[number].size = trial["size"] or remaining[number].size
-            remaining[number].rungs.append(trial["row"])
+            remaining[number].size = trial.size or remaining[number].size
+            remaining[number].rungs.append(trial.row)
             done += 1
             progress.update(done, total)
-    smaller = [candidate for candidate in remaining if "failed" not in candidate.rungs[-1]]
+    smaller = [candidate for candidate in remaining if candidate.rungs[-1].failed is None]
     if max_size is not None:
         smaller = [candidate for candidate in smaller if candidate.size_by(config.by) < max_size]
     sufficient = [candidate for candidate in smaller if candidate.score >= 1 - config.margin]
     return promote(sufficient or smaller, config, MAX_FINALISTS)
 
 
-def _run_rung(stage: SearchStage, rung: int, candidate: Candidate, report: Report) -> dict[str, Any]:
+def _run_rung(stage: SearchStage, rung: int, candidate: Candidate, report: Report) -> _TrialResult:
     """Distill and play a candidate with the epochs and episodes of a rung, unless that is done; return the trial."""
     folder, fit = stage.rung_folder(candidate, rung), stage.run.distill
     file = folder / "trial.json"
@@ -163,21 +163,21 @@ def _run_rung(stage: SearchStage, rung: int, candidate: Candidate, report: Repor
         min_epochs = min(math.ceil(MIN_UPDATES * fit.batch_size / len(stage.dataset)), fit.epochs)
         epochs = max(1, fit.epochs >> (NUM_RUNGS - 1 - rung), min_epochs)
         episodes = stage.config.episodes << rung
-        row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalized": None, "ci95": None}
         size: dict[str, float | None] = {}
+        score = failed = None
         try:
             policy = stage.distill(candidate, epochs, folder, RUNG_SEED)
         except NothingLearnedError as error:
-            row["failed"] = str(error)
+            failed = str(error)
         else:
-            returns = stage.returns(policy, episodes, VALIDATION, folder)[None]
-            row |= stage.normalized(returns, VALIDATION)
+            score = stage.normalized(stage.returns(policy, episodes, VALIDATION, folder)[None], VALIDATION)
             size = policy_sizes(policy)
-        write_json(file, {"size": size, "row": row})
-    return _TrialResult.read_dict(file)
+        row = Rung(epochs=epochs, episodes=episodes, normalized=score, failed=failed)
+        write_json(file, _TrialResult(size=size, row=row).to_dict())
+    return _TrialResult.read(file)
 
 
-def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, progress: Progress) -> dict[str, Any]:
+def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, progress: Progress) -> FinalistTest:
     """Test on fresh episodes whether students of several training seeds are non-inferior to the teacher.
 
     Episodes are added `evaluate.episodes` at a time until the result is clear, at most `evaluate.max_episodes`. All
@@ -186,7 +186,7 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
     folder, run = stage.folder / "tested" / candidate.name, stage.run
     file = folder / "test.json"
     if file.exists():
-        return FinalistTest.read_dict(file)
+        return FinalistTest.read(file)
     seeds = stage.config.training_seeds(run.seeds)
     rung, reused = stage.rung_folder(candidate, NUM_RUNGS - 1), folder / f"seed-{RUNG_SEED}"
     if RUNG_SEED in seeds and rung.exists() and not reused.exists():
@@ -194,13 +194,13 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
         draft = folder / f".{reused.name}"
         shutil.copytree(rung, draft, dirs_exist_ok=True)
         draft.rename(reused)
-    result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder.relative_to(stage.folder))}
+    result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder.relative_to(stage.folder)), "failed": None}
     try:
         students = [stage.distill(candidate, run.distill.epochs, folder / f"seed-{seed}", seed) for seed in seeds]
     except NothingLearnedError as error:
-        result |= {"decision": "no", "failed": str(error), "episodes": 0, "normalized": None, "ci95": None}
-        write_json(file, result)
-        return result
+        failed = FinalistTest(**result | {"failed": str(error)}, episodes=0, normalized=None, test=None)
+        write_json(file, failed.to_dict())
+        return failed
     counts = analysis_times(run.evaluate.episodes, max(run.evaluate.episodes, run.evaluate.max_episodes))
     before = 0
     for count, risk in zip(counts, boundary(counts, SEQUENTIAL_RISK / num_tests), strict=True):
@@ -214,5 +214,6 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
         answer = non_inferior(returns, teacher, random, stage.config.margin, levels=levels)
         if answer.decision != "undecided":
             break
-    write_json(file, result | stage.normalized(returns, TEST) | dataclasses.asdict(answer))
-    return FinalistTest.read_dict(file)
+    tested = FinalistTest(**result, episodes=before, normalized=stage.normalized(returns, TEST), test=answer)
+    write_json(file, tested.to_dict())
+    return tested

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean
 from rldistill.core.policy import Policy
@@ -20,7 +19,7 @@ from rldistill.policies.ensemble import Committee
 from rldistill.recipes import to_document
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.reporting.search_page import SearchResult
+from rldistill.reporting.search_page import SearchResult, Trial
 from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
@@ -39,16 +38,13 @@ def search(
     collect: Callable[[], Dataset],
     mode: Mode = "new",
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> SearchResult:
     """Find the smallest student that keeps the teacher's lead over random play, in `search/` of the run's folder.
 
     All candidates learn from one dataset: that of the teacher, and rounds in which a student of medium size acts.
     Successive halving drops the candidates that are too weak or too large. The finalists are tested from the smallest
     on, with several training seeds and on fresh episodes; all tests together have a risk of 5% of a false yes.
     `collect` returns the dataset of the teacher, and collects it first if it is missing.
-
-    Returns:
-        `env margin by baseline env_steps teacher winner tried front seconds`, as in `search/search.json`.
 
     Raises:
         ConfigError: the teacher has no lead, or the search in the folder has other inputs.
@@ -58,7 +54,7 @@ def search(
     if mode != "overwrite":
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
-        return SearchResult.read_dict(folder / "search.json")
+        return SearchResult.read(folder / "search.json")
     if config.behavior_policy is not None and config.behavior_policy not in run.students:
         hint = did_you_mean(config.behavior_policy, run.students)
         raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
@@ -77,19 +73,20 @@ def search(
         finalists = select_finalists(stage, candidates, sizes[config.by], progress)
     winner = _find_winner(stage, finalists, quiet)
     points = {entry.name: (entry.size_by(config.by), entry.score) for entry in candidates}
-    result = {
-        "env": run.env.id,
-        "margin": config.margin,
-        "by": config.by,
-        "baseline": run.evaluate.baseline,
-        "env_steps": dataset.num_steps,
-        "teacher": sizes,
-        "winner": winner,
-        "tried": [{**vars(candidate), "student": to_document(candidate.student)} for candidate in candidates],
-        "front": pareto_front(points),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(folder / "search.json", result)
+    tried = [Trial(**vars(candidate) | {"student": to_document(candidate.student)}) for candidate in candidates]
+    result = SearchResult(
+        env=run.env.id,
+        margin=config.margin,
+        by=config.by,
+        baseline=run.evaluate.baseline,
+        env_steps=dataset.num_steps,
+        teacher=sizes,
+        winner=winner,
+        tried=tried,
+        front=pareto_front(points),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    write_json(folder / "search.json", result.to_dict())
     return result
 
 
@@ -114,7 +111,7 @@ def _find_winner(stage: SearchStage, finalists: Sequence[Candidate], quiet: bool
         for number, candidate in enumerate(finalists):
             part = Round(progress, number, len(finalists))
             candidate.test = assess_finalist(stage, candidate, len(finalists), part)
-            if candidate.test["decision"] == "yes":
+            if candidate.test.decision == "yes":
                 return candidate.name
     return None
 
