@@ -27,13 +27,13 @@ COMMANDS = dict(commands(typer.main.get_command(app)))
 
 def test_all_commands_have_three_examples() -> None:
     assert {*EXAMPLES} == {*COMMANDS}
-    assert all(len({*examples}) == 3 for examples in EXAMPLES.values())
+    assert all(len({*examples.splitlines()}) == 3 for examples in EXAMPLES.values())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_valid(name: str) -> None:
-    for example in EXAMPLES[name]:
-        arguments = shlex.split(example.partition(">")[0])
+    for example in EXAMPLES[name].splitlines():
+        arguments = shlex.split(example.removeprefix(f"  rldistill {name.removesuffix(' policy')}").partition(">")[0])
         assert COMMANDS[name].make_context(name, arguments) is not None
 
 
