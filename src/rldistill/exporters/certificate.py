@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from rich.table import Table
@@ -196,11 +195,6 @@ def _latency_cell(latency: dict[str, float] | None) -> TableCell:
     if latency is None:
         return TableCell("latency", NONE)
     return TableCell("latency", f"{latency['p50']:.3g} µs", f"p99 {latency['p99']:.3g} µs")
-
-
-def metadata_text(value: Any) -> str:
-    """Return metadata as canonical JSON."""
-    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def require_plain_env(env: EnvConfig, path: Path) -> EnvConfig:

@@ -1,6 +1,7 @@
 """Metadata of exported files."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from rldistill.core.entries import value_names_of
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.exporters.certificate import metadata_text
 from rldistill.exporters.onnx import params_names
 from rldistill.exporters.runtimes import Interface
 from rldistill.io.provenance import provenance
@@ -64,7 +64,7 @@ def onnx_metadata(
     flat = {"observation_names": ",".join(name for own in names.values() for name in own[:64])}
     if not head.discrete:
         flat["action_scale"] = ",".join(f"{(high - low) / 2:g}" for low, high in zip(head.low, head.high, strict=True))
-    return {"rldistill": metadata_text(facts), **flat}
+    return {"rldistill": json.dumps(facts, sort_keys=True, allow_nan=False), **flat}
 
 
 def kind_of(policy: Policy) -> str:

@@ -62,7 +62,8 @@ def search(
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
-    stage = SearchStage(run, config, adapt_env(run.env, teacher), _best_of(teacher, dataset), dataset, baseline)
+    best = teacher.members[best_member(dataset)] if isinstance(teacher, Committee) else teacher
+    stage = SearchStage(run, config, adapt_env(run.env, teacher), best, dataset, baseline)
     _require_lead(stage)
     sizes, students = policy_sizes(stage.teacher), run.students
     if not config.own:
@@ -88,11 +89,6 @@ def search(
     )
     write_json(folder / "search.json", result.to_dict())
     return result
-
-
-def _best_of(teacher: Policy, dataset: Dataset) -> Policy:
-    """Return the teacher to keep up with: of several, the best one."""
-    return teacher.members[best_member(dataset)] if isinstance(teacher, Committee) else teacher
 
 
 def _require_lead(stage: SearchStage) -> None:

@@ -203,28 +203,23 @@ def stored_tensors(policy: NetworkPolicy) -> dict[str, Tensor]:
 
 def _config_to_json(config: Any) -> dict[str, Any]:
     """Return the stored fields of a configuration as JSON values; features and networks in it have a `type`."""
-    document = {}
-    for field in _stored_fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, ActionHead):
-            value = value.to_json()
-        elif isinstance(config, Team) and field.name == "members":
-            value = [_tagged_to_json(member) for member in value]
-        elif isinstance(config, Team | MultiTask) and field.name == "student":
-            value = _tagged_to_json(value)
-        elif isinstance(config, MultiTask) and field.name == "specs":
-            value = {task: spec.to_json() for task, spec in value.items()}
-        elif isinstance(value, Features) or (field.name == "network" and value is not None):
-            if field.name == "network" and type(value) not in FEATURE_NETWORKS.values():
-                known = ", ".join(FEATURE_NETWORKS)
-                raise ConfigError(f"features.network: a {type(value).__name__} cannot be stored. Use {known}.")
-            value = _tagged_to_json(value)
-        document[field.name] = value
-    return document
+    network = getattr(config, "network", None)
+    if network is not None and type(network) not in FEATURE_NETWORKS.values():
+        known = ", ".join(FEATURE_NETWORKS)
+        raise ConfigError(f"features.network: a {type(network).__name__} cannot be stored. Use {known}.")
+    return {field.name: _to_json(getattr(config, field.name)) for field in _stored_fields(config)}
 
 
-def _tagged_to_json(config: Any) -> dict[str, Any]:
-    return {"type": _name(type(config)), **_config_to_json(config)}
+def _to_json(value: Any) -> Any:
+    if isinstance(value, ActionHead | PolicySpec):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _to_json(item) for name, item in value.items()}
+    if hasattr(value, "build"):
+        return {"type": _name(type(value)), **_config_to_json(value)}
+    return value
 
 
 def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where: str = "config") -> Any:

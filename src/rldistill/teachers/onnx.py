@@ -30,7 +30,7 @@ from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular, run_limited
 from rldistill.io.user_code import one_hot_logits
 from rldistill.teachers.file_policy import NUM_TRIALS, FilePolicy, synthetic_observations, with_head
 from rldistill.teachers.onnx_checks import BATCH, known_shape, needs_trial, of_kind, require_safe
-from rldistill.teachers.onnx_ports import DTYPES, Outputs, Ports, choose_outputs, find_ports, takes_mask
+from rldistill.teachers.onnx_ports import DTYPES, Outputs, Ports, choose_outputs, find_ports
 
 FLOAT_TYPES = (1, 10, 11)
 """TensorProto's float, float16 and double."""
@@ -127,7 +127,7 @@ def load_onnx(
     for tensor in of_kind(model, "TensorProto"):  # after onnxruntime has checked that their sizes are right
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
-    spec = spec if takes_mask(graph) else spec.unmasked
+    spec = spec if any(entry.name == MASK for entry in graph.get_inputs()) else spec.unmasked
     with_kind = with_head(spec, head, path)
     ports = find_ports(path, graph, spec)
     outputs = choose_outputs(path, graph, ports, with_kind, output)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, did_you_mean
-from rldistill.core.heads import MASK, HeadKind
+from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
 
 DTYPES = {
@@ -84,11 +84,6 @@ def find_ports(path: str, session: Any, spec: PolicySpec) -> Ports:
     for key, part in spec.entries.items():
         _require_shape(path, named[key], part.shape)
     return Ports({key: named[key] for key in spec.entries}, states)
-
-
-def takes_mask(session: Any) -> bool:
-    """Return True if a graph has an action mask among its inputs."""
-    return any(entry.name == MASK for entry in session.get_inputs())
 
 
 def _states(path: str, inputs: Sequence[Any], outputs: Sequence[Any], observed: set[str]) -> list[StatePort]:
