@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset, spread
@@ -97,7 +98,9 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, differences: csr_matrix, median: Tensor) -> Tensor:
         columns = weight.detach().t().contiguous()
         ctx.inputs = differences, median
-        return torch.from_numpy(differences @ columns.numpy()).add_(median @ columns)
+        places, values, starts = map(torch.from_numpy, (differences.indices, differences.data, differences.indptr[:-1]))
+        # A third of the time of SciPy's product; its gradient, however, is slow.
+        return F.embedding_bag(places, columns, starts, mode="sum", per_sample_weights=values).add_(median @ columns)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -113,9 +116,10 @@ def _differences(pictures: NDArray[np.uint8], median: NDArray[np.uint8], scale: 
     empty = np.zeros_like(median)[None]
     for start in range(0, len(pictures) + ROWS_PER_PART, ROWS_PER_PART):  # since the array may lie on disk
         part = pictures[start : start + ROWS_PER_PART] if start < len(pictures) else empty
-        row, column = np.nonzero(part != median)
-        counts.append(np.bincount(row, minlength=len(part)))
+        place = np.flatnonzero(part != median)  # several times as fast as rows and columns of `nonzero`
+        column = place % len(median)
+        counts.append(np.diff(np.searchsorted(place, np.arange(len(part) + 1) * len(median))))
         columns.append(column.astype(np.int32))
-        values.append((part[row, column].astype(np.float32) - median[column]) / np.float32(scale))
+        values.append((part.ravel()[place].astype(np.float32) - median[column]) / np.float32(scale))
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), (len(ends) - 1, pictures.shape[1]))
