@@ -32,16 +32,19 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig, Weighting
 from rldistill.distillation.distill import distill
-from rldistill.distillation.mixture import expectation, params_of, softened_outputs, with_weights
 from rldistill.distillation.values import own_steps, teacher_values
 from rldistill.distillation.weighting import (
     best_member,
     confidence_weights,
+    expectation,
     labels_of_member,
     look_ahead,
     own_returns,
+    params_of,
     require_weighting,
+    softened_outputs,
     weighted_dataset,
+    with_weights,
 )
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.ensemble import Committee

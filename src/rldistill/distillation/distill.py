@@ -15,12 +15,11 @@ from rldistill.data.agents import agent_dataset
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import fit_by_gradient
-from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.mutual import Peers
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tasks import new_trainer
 from rldistill.distillation.tree import empty_tree, fit_tree
-from rldistill.distillation.weighting import weighted_dataset
+from rldistill.distillation.weighting import label_spec, weighted_dataset
 from rldistill.io.atomic import Mode, open_stage, read_jsonl
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics

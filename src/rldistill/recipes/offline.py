@@ -14,9 +14,8 @@ from rldistill.data.dataset import EVERY_LABEL, Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import SEED_STRIDE
 from rldistill.distillation.distill import distill, require_fit
-from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.prepare import reader_of_every_label
-from rldistill.distillation.weighting import require_weighting
+from rldistill.distillation.weighting import label_spec, require_weighting
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, Round
 from rldistill.io.stage_inputs import canonical, format_json

@@ -6,13 +6,20 @@ from typing import Any, TypeVar
 
 from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.compare_teachers import TeacherComparison
-from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows, robustness_rows, team_rows, verdict
+from rldistill.evaluation.results import (
+    Evaluation,
+    agreement_rows,
+    next_step,
+    policy_rows,
+    robustness_rows,
+    team_rows,
+    verdict,
+)
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.evaluation.worlds import world_rows
 from rldistill.io.atomic import write_text
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.charts import colors_of, palette, returns_chart, templates, write_page
 from rldistill.reporting.compare_runs import RunComparison
 from rldistill.reporting.interpret import interpretable_student

@@ -16,14 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rldistill.core.errors import ConfigError, RLDistillError, error_text, printable
-from rldistill.evaluation.results import Evaluation, terminal_rows, verdict
+from rldistill.evaluation.results import Evaluation, next_step, terminal_rows, verdict
 from rldistill.evaluation.tables import Rows, number_text, rich_table
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.io.atomic import parse_rows, read_json
 from rldistill.io.lock import is_locked
 from rldistill.io.progress_file import FILE, MARK, ProgressRecord, duration_text, part_files, rate_text
 from rldistill.io.untrusted import read_tail
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.compare_runs import read_settings
 from rldistill.reporting.sections import LearningCurves, learning_curves, student_folders
 

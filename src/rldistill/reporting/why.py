@@ -18,10 +18,9 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import dataset_folder
 from rldistill.distillation.config import DistillConfig
-from rldistill.evaluation.results import Evaluation, StateMetrics
+from rldistill.evaluation.results import Evaluation, StateMetrics, next_step
 from rldistill.evaluation.tables import Record, percent_text
 from rldistill.io.atomic import read_jsonl
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.compare_runs import read_settings
 
 Cause = Literal["aliasing", "early stop", "too few epochs", "few data", "capacity", "covariate shift", "unknown"]

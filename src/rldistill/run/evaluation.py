@@ -13,7 +13,7 @@ from rldistill.distillation.weighting import best_member, labels_of_member
 from rldistill.evaluation.episodes import PolicyRuns
 from rldistill.evaluation.evaluate import RunContext, evaluate, evaluate_shard
 from rldistill.evaluation.match import FOLDER
-from rldistill.evaluation.results import Evaluation
+from rldistill.evaluation.results import Evaluation, next_step
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.io.atomic import Mode, discard_stage, write_json
 from rldistill.io.execution import Shard
@@ -22,7 +22,6 @@ from rldistill.losses.objective import given_temperature
 from rldistill.policies.ensemble import Committee
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import task_runs
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.folder import (
     policy_runs,

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.results import Evaluation
+from rldistill.evaluation.results import Evaluation, next_step
 from rldistill.io.atomic import write_json
 from rldistill.reporting import write_report
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.tables import bounds_text
 
 
