@@ -157,8 +157,7 @@ def demo(
     try:
         require_packages(("onnx",))
     except MissingExtraError:
-        # Of the small network alone: the C code of the teacher's layers takes a while to compile.
-        settings = [] if quick else ["export.formats=[c]", "export.students=[cnn]"]
+        settings = [] if quick else ["export.formats=[c]"]
     run = rldistill.load_run(example_files()["pong-quick" if quick else "pong"], settings)
     with output(quiet):
         rldistill.run_all(run, "resume", quiet)
