@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 PROGRAMS = {
     "distill": ["--turns", "3"],
-    "atari": ["--fits", "--steps", "20000", "--epochs", "5"],
+    "atari": ["--fits", "--steps", "20000", "--epochs", "5", "--turns", "1"],
     "labels": ["--turns", "3"],
     "students": ["--turns", "3"],
     "collect": [],

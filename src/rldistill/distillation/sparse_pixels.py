@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,11 +76,11 @@ class SparsePixels:
         assert isinstance(self.policy.body, nn.Sequential)
         return self.policy.outputs(self.policy.body[2:](values))
 
-    def _stacks(self, rows: NDArray[np.int64]) -> csr_matrix:
-        """Return the differences of the pictures, or of stacks of frames, of some transitions."""
+    def _stacks(self, rows: NDArray[np.int64]) -> csc_matrix:
+        """Return the differences of the pictures, or of stacks of frames, of some transitions, `[pixels, B]`."""
         frames, newest, width = self.dataset.spec.frames, self.dataset.row[rows], self.frames.shape[1]
         if frames is None:
-            return self.frames[newest]
+            return self.frames[newest].T
         back, age = np.arange(frames.stack)[::-1], self.dataset.columns["step"][rows][:, None]
         index = newest[:, None] - np.minimum(back, age)
         if frames.padding == "zero":
@@ -88,14 +88,14 @@ class SparsePixels:
         taken = self.frames[index.ravel()]
         offsets = np.tile(np.arange(frames.stack, dtype=taken.indices.dtype) * width, len(rows))
         columns = taken.indices + np.repeat(offsets, np.diff(taken.indptr))
-        return csr_matrix((taken.data, columns, taken.indptr[:: frames.stack]), (len(rows), frames.stack * width))
+        return csc_matrix((taken.data, columns, taken.indptr[:: frames.stack]), (frames.stack * width, len(rows)))
 
 
 class _Product(torch.autograd.Function):
     """W x of pictures, given their differences from the median; the gradient is that of the weights alone."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, differences: csr_matrix, median: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, differences: csc_matrix, median: Tensor) -> Tensor:
         columns = weight.detach().t().contiguous()
         ctx.inputs = differences, median
         places, values, starts = map(torch.from_numpy, (differences.indices, differences.data, differences.indptr[:-1]))
@@ -105,7 +105,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         differences, median = ctx.inputs
-        columns = torch.from_numpy(differences.T @ gradient.contiguous().numpy())
+        columns = torch.from_numpy(differences @ gradient.contiguous().numpy())
         # An outer product: `addr_` takes three times as long for so few columns.
         return columns.addmm_(median[:, None], gradient.sum(0, keepdim=True)).t(), None, None
 
