@@ -67,3 +67,8 @@ def on_files(files: Any, config: Any) -> None:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return a page with its links to files of the repository as links to the pages and files of the site."""
     return re.sub(r"\]\((?:\.\./|docs/)", "](", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Return a page whose code blocks can have the focus, so that long lines scroll with the keyboard."""
+    return re.sub(r"(<pre>(?:<span></span>)?)<code>", r'\1<code tabindex="0">', html)
