@@ -102,7 +102,8 @@ def test_search_compares_with_the_baseline(teacher: NetworkPolicy, dataset: Data
     own = play(CARTPOLE, baseline, 3, PlayConfig(split=VALIDATION)).returns
     assert stage.reference("baseline", 3, VALIDATION).tolist() == [own.tolist()]
     score = stage.normalized(own[None], VALIDATION)
-    assert score is not None and score.value == pytest.approx(0)
+    assert score is not None
+    assert score.value == pytest.approx(0)
 
 
 def test_no_student_is_called_baseline() -> None:
