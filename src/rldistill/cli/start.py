@@ -38,7 +38,7 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Write a commented run file for an environment and a teacher, and ask for those that are not given."""
+    """Write a commented run file for an environment and a teacher, and ask for the missing ones."""
     from rldistill.envs.spaces import spec_from_env
     from rldistill.evaluation.check_env import require_env
     from rldistill.run.config import parse_value, read_run

@@ -189,7 +189,7 @@ class Dataset:
         return size < whole and self.has_room_for_bytes(size * len(self))
 
     def has_room_for_bytes(self, count: int) -> bool:
-        """Return True if so many bytes more fit in memory."""
+        """Return True if `count` more bytes fit in memory."""
         return self.obs.nbytes + count <= self.memory_gb * 1e9
 
     def seen_as(self, features: NDArray[Any]) -> Dataset:

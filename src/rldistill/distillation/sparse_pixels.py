@@ -111,7 +111,7 @@ class _Product(torch.autograd.Function):
 
 
 def _differences(pictures: NDArray[np.uint8], median: NDArray[np.uint8], scale: float) -> csr_matrix:
-    """Return the pixels that differ from their median, less it, divided by `scale`; the last row is that of zeros."""
+    """Return the differences of pixels from their median, divided by `scale`; the last row is that of a black frame."""
     counts, columns, values = [], [], []
     empty = np.zeros_like(median)[None]
     for start in range(0, len(pictures) + ROWS_PER_PART, ROWS_PER_PART):  # since the array may lie on disk

@@ -1,4 +1,4 @@
-"""Arguments and attributes of an environment that each episode draws from its seed, or that are changed for good."""
+"""Arguments and attributes of an environment that each episode draws from its seed, or that are changed permanently."""
 
 import inspect
 import operator
@@ -127,7 +127,7 @@ def _arguments(env: Env) -> list[str]:
 
 
 class ChangedPhysics(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that changes an attribute of the bare environment, for good.
+    """Wrapper that changes an attribute of the bare environment permanently.
 
     Args:
         env: The environment.

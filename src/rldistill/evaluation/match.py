@@ -117,7 +117,7 @@ class Match:
         progress.update(report.done, report.done)
 
     def _is_decided(self, name: str) -> bool:
-        """Return True if it is known of a student whether it keeps its share."""
+        """Return True if the test of a student has a decision."""
         decision = self.decisions.get(name)
         return decision is not None and decision.decision != "undecided"
 
