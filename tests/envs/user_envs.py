@@ -41,6 +41,19 @@ class Base(gymnasium.Env[Any, Any]):
         return self.observe(), reward, False, self.steps >= self.length, {}
 
 
+class NewSpaces(Base):
+    """What happens next depends on the action, and each reset makes new spaces, as in highway-env."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+        gymnasium.logger.deprecation("made of old parts")
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        return result[0] * action, *result[1:]
+
+
 class Unbounded(Base):
     action_space = spaces.Box(-np.inf, np.inf, (2,))
 

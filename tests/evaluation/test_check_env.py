@@ -17,6 +17,7 @@ from rldistill.evaluation.check_env import check_env, require_env
 from rldistill.run.config import load_run
 from rldistill.run.stages import run_all
 
+from ..commands import run
 from ..envs import user_envs
 
 
@@ -73,6 +74,18 @@ def test_sound_environment_has_no_findings(env_id: str) -> None:
     assert [found for found in check.findings if found.subject != "rewards"] == []
     assert check.facts["speed"].endswith("steps per second in one process")
     assert {"observations", "actions", "episodes", "time limit", "render"} <= check.facts.keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*made of old parts")
+def test_environment_with_new_spaces_after_each_reset_is_reproducible() -> None:
+    assert "seeds" not in {found.subject for found in check_env(env_of("NewSpaces")).findings}
+
+
+def test_warning_of_gymnasium_is_shown_once_and_without_colors() -> None:
+    before = "import warnings; warnings.simplefilter('always')"
+    folder = Path(user_envs.__file__).parent
+    result = run("doctor", "env", "user_envs:make", "--env-kwarg", "kind=NewSpaces", folder=folder, before=before)
+    assert result.stderr == "warning: made of old parts\n"
 
 
 def test_fixed_statistics_are_no_finding() -> None:

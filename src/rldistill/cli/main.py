@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
 import traceback
@@ -295,10 +296,18 @@ def schema(
         print_json(run_schema())
 
 
+GYMNASIUM_STYLE = re.compile(r"\x1b\[\d+m(WARN: )?")
+_shown_warnings: set[str] = set()
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     from rldistill.io.progress_file import active_file
 
-    text = f"warning: {printable(str(message))}"
+    # Gymnasium colors its warnings, and gives those of an environment once for each copy.
+    text = f"warning: {printable(GYMNASIUM_STYLE.sub('', str(message)))}"
+    if text in _shown_warnings:
+        return
+    _shown_warnings.add(text)
     typer.echo(text, err=True)
     if (file := active_file()) is not None:
         file.add_line(text)

@@ -67,6 +67,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if isinstance(space, spaces.Box) and (dtype := np.dtype(obs_dtype(space.dtype))) != space.dtype:
             low, high = (np.clip(bound, *_limits(dtype)) for bound in (space.low, space.high))
             self.observation_space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
+        else:
+            self.observation_space = space
         self._stored_dtype = self.observation_space.dtype
         self._start: Any = getattr(action, "start", None)
         if isinstance(action, spaces.Discrete) and action.start:
@@ -78,6 +80,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         elif isinstance(action, spaces.Box) and action.dtype == np.float64:  # policies act in float32
             low, high = (np.where(np.isinf(x), x, np.clip(x, -MAX_FLOAT, MAX_FLOAT)) for x in (action.low, action.high))
             self.action_space = spaces.Box(low, high, dtype=np.float64)
+        else:  # held, since an environment that makes new spaces in reset would lose the seed of its random actions
+            self.action_space = action
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; raise SpecMismatchError for an error or an invalid result."""
