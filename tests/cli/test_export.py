@@ -40,6 +40,14 @@ def test_student_of_a_run_and_its_verification(run: Path) -> None:
     assert json.loads(text)["formats"]["onnx"]["wrong_vectors"] == 0
 
 
+def test_student_plays_in_the_environment_of_the_evaluation(run: Path) -> None:
+    settings = "env: CartPole-v1\nevaluate: {env_kwargs: {max_episode_steps: 7}}\n"
+    (run / "config.yaml").write_text(settings)
+    assert invoke(run, "--student", "small", *FAST)[0] == 0
+    certificate = json.loads((run / "export" / "small" / "parity.json").read_text())
+    assert certificate["formats"]["onnx"]["closed_loop"]["mean"] == 7
+
+
 def test_any_policy(run: Path, tmp_path: Path) -> None:
     policy = run / "students" / "small" / "seed-0"
     assert invoke(policy, "--env", "CartPole-v1", "--out", tmp_path / "export", *FAST)[0] == 0
@@ -65,6 +73,24 @@ def test_wrong_arguments_end_in_one_line(arguments: list[str], message: str, run
     code, text = invoke(*(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in " ".join(text.split())
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "env: 7",
+        "env: {id: 7}",
+        "evaluate: {}",
+        "env: CartPole-v1\nevaluate: 7",
+        "env: CartPole-v1\nevaluate: {env_kwargs: 7}",
+        "env: CartPole-v1\nevaluate: {env_kwargs: {render_mode: [os.abort]}}",
+    ],
+)
+def test_wrong_settings_of_the_run_end_in_one_line(settings: str, run: Path) -> None:
+    (run / "config.yaml").write_text(settings)
+    code, text = invoke(run, "--student", "small", *FAST)
+    assert code == 2
     assert "Traceback" not in text
 
 

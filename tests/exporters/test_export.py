@@ -29,7 +29,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate, require_plain_env
-from rldistill.exporters.comparison import States, compare
+from rldistill.exporters.comparison import States, compare, rounding
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
 from rldistill.exporters.metadata import ExportContext
@@ -302,6 +302,29 @@ def test_nan_and_masked_differences_are_found() -> None:
     assert difference.largest > 0.1
     assert (difference.unequal, difference.ties) == (1, 0)
     assert compare(policy, Fixed(params * torch.nan), states).largest > 1
+
+
+def test_rounding_is_the_difference_to_float64() -> None:
+    """Of 1e8 + 1 - 1e8 only float64 keeps the 1, in whatever order float32 adds two of the three states."""
+    policy = Linear().build(PolicySpec((3,), "float32", CategoricalHead((2,)))).eval()
+    with torch.no_grad():
+        policy.output.weight.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+        policy.output.bias.zero_()
+    orders = torch.tensor([[1e8, 1.0, -1e8], [1.0, 1e8, -1e8], [1e8, -1e8, 1.0]])
+    assert rounding(policy, States(orders, np.array([True, False, False]), None)) == 1
+    small = States(torch.tensor([[1.0, 2.0, 4.0]]), np.array([True]), None)
+    assert rounding(policy, small) == 0
+
+
+@pytest.mark.parametrize(("own", "limit"), [(0.0, 1e-5), (1e-6, 1e-5), (1e-5, 4e-5), (1.0, 1e-4)])
+def test_limit_of_differences_follows_the_rounding_of_the_original(exported: Path, own: float, limit: float) -> None:
+    certificate = Certificate.read(exported)
+    record = certificate.formats["onnx"]
+    for factor, passes in ((0.99, True), (1.01, False)):
+        differences = {"own": record.differences["own"].model_copy(update={"largest": factor * limit})}
+        formats = {"onnx": record.model_copy(update={"differences": differences})}
+        changed = certificate.model_copy(update={"formats": formats, "rounding": own})
+        assert (changed.failures == []) == passes
 
 
 def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None:

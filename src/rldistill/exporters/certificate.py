@@ -24,7 +24,9 @@ from rldistill.io.atomic import Document, read_json, sha256_file, write_json
 from rldistill.students.storage import VIEWS
 
 FILE = "parity.json"
-MAX_DIFFERENCE = 1e-5
+MAX_DIFFERENCE, MAX_ROUNDING = 1e-5, 1e-4
+NUM_ROUNDINGS = 4
+"""Two programs in float32 round both, and in another order than the one that was measured."""
 MAX_COMPARED = 1_000_000
 """Limit of states and episodes: a certificate from elsewhere must not play for ever."""
 GOOD_AGREEMENT, MIN_INT8_AGREEMENT = 0.99, 0.9
@@ -72,14 +74,14 @@ class FormatRecord(Document):
     flash: dict[str, int] = Field(default_factory=dict)
     ram: int | None = None
 
-    def failures(self, name: str) -> list[str]:
-        """Return the reasons why the format does not pass."""
+    def failures(self, name: str, max_difference: float) -> list[str]:
+        """Return the reasons why the format does not pass, with this limit of relative differences."""
         found = []
         if self.wrong_vectors:
             found.append(f"{name}: {self.wrong_vectors} test vectors do not match. Export again.")
         for source, record in self.differences.items():
             # Beyond every limit, rounding may grow: there only the actions count.
-            limit = MAX_DIFFERENCE if source in ("own", "dataset") else math.inf
+            limit = max_difference if source in ("own", "dataset") else math.inf
             if name in FLOAT_FORMATS and (record.unequal or record.largest > limit):
                 found.append(
                     f"{name}: {record.unequal} of {record.states:,} actions differ on states {source!r}; largest "
@@ -87,7 +89,7 @@ class FormatRecord(Document):
                 )
         for quantity in ("batches", "consecutive"):
             value = getattr(self, quantity)
-            if name in FLOAT_FORMATS and value is not None and value > MAX_DIFFERENCE:
+            if name in FLOAT_FORMATS and value is not None and value > max_difference:
                 found.append(f"{name}: the largest difference over {quantity} is {value:.1e}")
         if self.closed_loop is not None and self.closed_loop.keeps_95 == "no":
             found.append(f"{name}: does not keep 95% of the original ({self.closed_loop.mean:.4g})")
@@ -95,7 +97,11 @@ class FormatRecord(Document):
 
 
 class Certificate(Result):
-    """Content of `parity.json`: how the exported files compare with the original policy."""
+    """Content of `parity.json`: how the exported files compare with the original policy.
+
+    Attributes:
+        rounding: Largest relative difference of the original to itself in float64.
+    """
 
     policy: str
     fingerprint: str
@@ -104,6 +110,7 @@ class Certificate(Result):
     seed: int
     spec: Spec
     state_shape: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] | None
+    rounding: Annotated[float, Field(ge=0)] = 0.0
     states: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
     episodes: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
     parameters: int | None
@@ -116,7 +123,9 @@ class Certificate(Result):
     @property
     def failures(self) -> list[str]:
         """Reasons why a format does not pass; formats that were refused have no file and do not count."""
-        return [text for name, record in self.formats.items() if not record.refused for text in record.failures(name)]
+        limit = max(MAX_DIFFERENCE, min(NUM_ROUNDINGS * self.rounding, MAX_ROUNDING))
+        records = ((name, record) for name, record in self.formats.items() if not record.refused)
+        return [text for name, record in records for text in record.failures(name, limit)]
 
     @property
     def rows(self) -> Rows:

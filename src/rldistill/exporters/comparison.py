@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.entries import flat_values, join_tensors, split_parts
+from rldistill.core.errors import USER_ERRORS
 from rldistill.core.heads import ILLEGAL, MASK, BernoulliHead
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import EnvConfig, Obs, PolicySpec
@@ -19,6 +22,7 @@ from rldistill.envs.make import make_env
 from rldistill.evaluation.episodes import CALIBRATION, Episodes, PlayConfig, play
 from rldistill.exporters.runtimes import ExportedPolicy
 from rldistill.io.atomic import Document
+from rldistill.policies.network import NetworkPolicy
 
 TIE = 1e-5
 """Relative difference of two numbers that count as equal."""
@@ -51,15 +55,22 @@ class States:
         return States(self.obs[:count], self.starts[:count], None if self.state is None else self.state[:count])
 
 
+class _EnoughStates(Exception):
+    """Ends the play of a recorder; full episodes would take minutes on Atari."""
+
+
 @dataclass(frozen=True)
 class _Recorder(PolicyWrapper):
-    """Policy that keeps its observations and states."""
+    """Policy that keeps its observations and states until it has `count`."""
 
     seen: list[tuple[Tensor, Tensor | None]]
+    count: int
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output of the policy, and its next state."""
         assert isinstance(obs, Tensor)
+        if sum(len(obs) for obs, _ in self.seen) >= self.count:
+            raise _EnoughStates
         self.seen.append((obs.clone(), None if state is None else state.clone()))
         return self.policy(obs, state)
 
@@ -69,7 +80,8 @@ def own_states(env: EnvConfig, policy: Policy, count: int, seed: int) -> States:
     seen: list[tuple[Tensor, Tensor | None]] = []
     first, episodes = 0, 4
     while sum(len(obs) for obs, _ in seen) < count:
-        play(env, _Recorder(policy, seen), episodes, PlayConfig(seed, CALIBRATION, first=first))
+        with suppress(_EnoughStates):
+            play(env, _Recorder(policy, seen, count), episodes, PlayConfig(seed, CALIBRATION, first=first))
         first, episodes = first + episodes, 2 * episodes
     return _joined(seen, count)
 
@@ -80,7 +92,8 @@ def consecutive_states(env: EnvConfig, policy: Policy, count: int, seed: int) ->
     starts: list[int] = []
     while len(seen) < count:
         starts.append(len(seen))
-        play(env, _Recorder(policy, seen), 1, PlayConfig(seed, CALIBRATION, first=len(starts) - 1))
+        with suppress(_EnoughStates):
+            play(env, _Recorder(policy, seen, count), 1, PlayConfig(seed, CALIBRATION, first=len(starts) - 1))
     states = _joined(seen, count)
     states.starts[:] = np.isin(np.arange(count), starts)
     return states
@@ -173,6 +186,21 @@ def compare(policy: Policy, exported: ExportedPolicy, states: States, batch: int
         ties=ties,
         unequal=unequal,
     )
+
+
+def rounding(policy: Policy, states: States, batch: int = BATCH) -> float:
+    """Return the largest relative difference of a policy to itself in float64; 0 if it cannot compute in float64."""
+    if not isinstance(policy, NetworkPolicy) or states.state is not None:
+        return 0.0
+    largest, exact = 0.0, copy.deepcopy(policy).double()
+    with torch.no_grad():
+        for obs in torch.split(states.obs, batch):
+            try:
+                found = exact(obs)[0].params
+            except USER_ERRORS:  # a module that converts to float32 itself
+                return 0.0
+            largest = max(largest, float(_relative(policy(obs)[0].params, found).max()))
+    return largest
 
 
 def batch_difference(policy: Policy, exported: ExportedPolicy, states: States) -> float:

@@ -152,6 +152,7 @@ class _Export:
             seed=self.context.seed,
             spec=self.policy.spec,
             state_shape=self.interface.state_shape,
+            rounding=self.measures.rounding,
             states=self.config.states,
             episodes=self.config.episodes,
             parameters=self.cost.parameters,

@@ -30,6 +30,7 @@ from rldistill.exporters.comparison import (
     equal_actions,
     extreme_states,
     own_states,
+    rounding,
     states_of,
 )
 from rldistill.exporters.config import ExportConfig, Format
@@ -114,6 +115,12 @@ class Measures:
     def own(self) -> States:
         """States of the original's play."""
         return own_states(self.env, self.policy, self.config.states, self.seed)
+
+    @cached_property
+    def rounding(self) -> float:
+        """Largest relative difference of the original to itself in float64."""
+        sources = [self.own] if self.heldout is None else [self.own, self.heldout]
+        return max(rounding(self.policy, states) for states in sources)
 
     @cached_property
     def consecutive(self) -> States:

@@ -91,7 +91,8 @@ def verify_export(
                     if measures is not None:
                         fields |= {"remark": None} | measures.fields(name, runtime, folder)
                 records[name] = kept.model_copy(update=fields)
-    return certificate.model_copy(update={"formats": records})
+        rounding = 0.0 if measures is None else measures.rounding
+    return certificate.model_copy(update={"formats": records, "rounding": rounding})
 
 
 def _fields(name: Format, runtime: ExportedPolicy, vectors: Vectors) -> dict[str, Any]:

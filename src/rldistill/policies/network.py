@@ -197,7 +197,7 @@ class NetworkPolicy(nn.Module):
         return output if isinstance(entries, Tensor) or MASK not in entries else output.masked(entries[MASK])
 
     def standardized(self, obs: Obs) -> Obs:
-        """Return the input of the body: float32, a dict where the observation is one."""
+        """Return the input of the body in the dtype of the policy, a dict where the observation is one."""
         if self.normalizes_itself:
             return obs
         scaled = self.scaled(obs)
@@ -215,11 +215,11 @@ class NetworkPolicy(nn.Module):
                 # Converted first and changed in place: operations on bytes and floats at once, or another array of that
                 # size, are slower, and for a small student this is much of a step. In autocast, bytes are exact.
                 shift, scale = -self.obs_mean / self.obs_std, 1 / (255 * self.obs_std)
-                dtype = torch.float32
+                dtype = self.obs_mean.dtype
                 if not obs.is_meta and torch.is_autocast_enabled(obs.device.type):  # a meta device knows no autocast
                     dtype = torch.get_autocast_dtype(obs.device.type)
                 return obs.to(dtype).mul_(scale).add_(shift)
-            return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).float()
+            return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).to(self.obs_mean.dtype)
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
         scaled = {}
@@ -228,5 +228,6 @@ class NetworkPolicy(nn.Module):
             entry = encode(entries[key], part)
             own = slice(offset, offset := offset + part.width)
             rows = entry.reshape(len(entry), -1)  # numbers of shape () have no second dimension
-            scaled[key] = ((rows - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
+            standard = (rows - self.obs_mean[own]) / self.obs_std[own]
+            scaled[key] = standard.view(entry.shape).to(self.obs_mean.dtype)
         return scaled

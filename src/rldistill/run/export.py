@@ -7,17 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean
-from rldistill.core.fields import read
+from rldistill.core.fields import explain, read
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import adapt_env, spec_from_env
+from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.videos import LABELS
+from rldistill.evaluation.worlds import evaluation_env
 from rldistill.exporters.certificate import FILE, Certificate, require_plain_env
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy, formats_of
@@ -53,7 +56,7 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     require_exported(run)
     if run.tasks:
         return [made for part in task_runs(run).values() for made in run_export(part, mode, quiet)]
-    env = run.env.view_of("student")
+    env = evaluation_env(run.env, run.evaluate).view_of("student")
     dataset = run.read_dataset() if run.recipe.needs_dataset and run.dataset_folder.exists() else None
     certificates = []
     with record_run(run, mode, "export"):
@@ -194,11 +197,19 @@ class ExportSource:
 
 
 def _env_of_run(run: Path) -> EnvConfig:
-    """Return the environment of a run's folder as data: code that it names is not imported."""
+    """Return the environment of a run's evaluation as data: code that it names is not imported."""
     path = run / "config.yaml"
-    document = read_yaml(path).get("env")
-    document = {"id": document} if isinstance(document, str) else document
-    return require_plain_env(read(EnvConfig, document), path)
+    document = {"evaluate": {}} | read_yaml(path)
+    if isinstance(env := document.get("env"), str):
+        document["env"] = {"id": env}
+    found: dict[str, Any] = {}
+    for key, kind in (("env", EnvConfig), ("evaluate", EvaluateConfig)):
+        try:
+            found[key] = read(kind, document.get(key))
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {key}: {explain(error.errors()[0])}. Export with --env.") from None
+    kwargs = {**found["env"].kwargs, **found["evaluate"].env_kwargs}
+    return require_plain_env(dataclasses.replace(found["env"], kwargs=kwargs), path)
 
 
 def _context(run: Path, source: Path, folder: Path, name: str, seed: int, dataset: Dataset | None) -> ExportContext:
