@@ -76,7 +76,7 @@ def test_demo_is_the_pong_run(missing: bool, monkeypatch: pytest.MonkeyPatch) ->
         assert call(*options).exit_code == 0
     (full, *first), (quick, *second) = calls
     assert (full.env.id, full.out, first) == ("ALE/Pong-v5", Path("runs/pong"), ["resume", False])
-    assert full.export.formats == (("c",) if missing else ("onnx", "c"))
+    assert full.export.formats == (("c",) if missing else ("onnx",))
     assert (quick.out, quick.export, second) == (Path("runs/pong-quick"), None, ["resume", True])
 
 
