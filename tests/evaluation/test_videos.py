@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,26 @@ def test_any_failure_of_a_renderer_is_one_warning(tmp_path: Path, monkeypatch: p
     assert sum("no videos" in str(warning.message) for warning in caught) == 1
     assert write_report(tmp_path).exists()
     assert found.episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, "egl"), ({"DISPLAY": ":0"}, None), ({"MUJOCO_GL": "osmesa"}, "osmesa")],
+)
+def test_mujoco_draws_by_egl_without_a_screen(
+    variables: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With GLFW and no screen, MuJoCo ends the process at its second environment."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    drawn_by: list[str | None] = []
+    render = CartPoleEnv.render
+    monkeypatch.setattr(CartPoleEnv, "render", lambda env: drawn_by.append(os.environ.get("MUJOCO_GL")) or render(env))
+    videos.first_picture(CARTPOLE)
+    assert drawn_by == [expected]
+    assert os.environ.get("MUJOCO_GL") == variables.get("MUJOCO_GL")
 
 
 def test_drawing_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 import dataclasses
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,30 @@ def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterato
     # Without a screen, SDL would write its complaints over the progress bars.
     for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         os.environ.setdefault(variable, "dummy")
-    with closing(make_env(env_config.view_of("student"), render_mode="rgb_array")) as env:
+    with _mujoco_without_screen(), closing(make_env(env_config.view_of("student"), render_mode="rgb_array")) as env:
         env.reset(seed=seed)
         yield _picture(env.render())
         for action in actions:  # which are kept as small integers
             action = action.astype(env.action_space.dtype)
             env.step(action.reshape(env.action_space.shape) if action.shape else action)
             yield _picture(env.render())
+
+
+@contextmanager
+def _mujoco_without_screen() -> Iterator[None]:
+    """Let MuJoCo draw by EGL where there is no screen: without a context of its own, it ends the whole process.
+
+    The variable is not kept, since `import mujoco` in a later process fails with it where EGL is missing.
+    """
+    has_screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if has_screen or "MUJOCO_GL" in os.environ:
+        yield
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]
 
 
 def _picture(frame: Any) -> NDArray[np.uint8]:
