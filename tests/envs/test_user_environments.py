@@ -71,6 +71,12 @@ def test_kind_works_in_all_stages(kind: str, tmp_path: Path) -> None:
         assert result.policies["teacher"].success_rate == 1
 
 
+def test_arguments_of_a_run_file_may_stand_for_tuples() -> None:
+    env = env_of("Screen", view={"size": [4, 6]})
+    assert spec_from_env(env).obs_shape == (2, 4, 6)
+    assert env.kwargs["view"] == {"size": [4, 6]}
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import ConfigError, MissingExtraError
 from rldistill.core.spec import EnvConfig, Wrapper
@@ -125,6 +126,12 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("no_such_module:X"),)), "cannot be imported"),
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not accept"),
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
+        (EnvConfig("CartPole-v1", {"gravty": [1]}), r"env\.kwargs: .* does not accept \{'gravty': \[1\]\}"),
+        (EnvConfig("CartPole-v99"), r"[^.]\. Did you mean 'CartPole-v1'\?$"),
+        (
+            EnvConfig("own/NeedsPackage-v0"),
+            r"env\.id: 'own/NeedsPackage-v0': No module named 'no_such'\. Install it\.$",
+        ),
         (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "accepts no wrappers"),
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
         (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": "abc"}), "found 'abc', expected a number"),
@@ -134,7 +141,9 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
         (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: found 1, expected true or false"),
     ],
 )
-def test_invalid_environment_is_refused(env: EnvConfig, message: str) -> None:
+def test_invalid_environment_is_refused(env: EnvConfig, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EnvSpec("own/NeedsPackage-v0", "no_such:Env")
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     with pytest.raises(ConfigError, match=message):
         spec_from_env(env)
 

@@ -54,6 +54,17 @@ class NewSpaces(Base):
         return result[0] * action, *result[1:]
 
 
+class Screen(Base):
+    """A screen of a size that must be a tuple, as in highway-env."""
+
+    def __init__(self, view: Any) -> None:
+        self.observation_space = spaces.Box(0, 255, (2,) + view["size"], np.uint8)
+
+    def observe(self) -> Any:
+        super().observe()
+        return np.zeros(self.observation_space.shape, np.uint8)
+
+
 class Unbounded(Base):
     action_space = spaces.Box(-np.inf, np.inf, (2,))
 

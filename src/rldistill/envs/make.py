@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -167,16 +168,29 @@ def _agent_views(env: Env, /, **views: Any) -> AgentViews:
 
 def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any], **world: Any) -> Env:
     """Return the environment without wrappers, in a world."""
+    # The boundary checks each step, and in the words of this package; Gymnasium's checker only warns at the first.
+    arguments = {"disable_env_checker": True, **config.kwargs, **kwargs, **world}
     try:
-        # The boundary checks each step, and in the words of this package; Gymnasium's checker only warns at the first.
-        return gymnasium.make(spec, **{"disable_env_checker": True, **config.kwargs, **kwargs, **world})
+        try:
+            return gymnasium.make(spec, **arguments)
+        except TypeError:
+            if (converted := _with_tuples(arguments)) == arguments:
+                raise
+            with suppress(*USER_ERRORS):  # the error of the arguments as they are is the one to show
+                return gymnasium.make(spec, **converted)
+            raise
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
     except RLDistillError:
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id: {config.id!r}: {error}.{nearest_id(config.id)}") from None
+        reason = str(error).rstrip(".")
+        if config.id in gymnasium.registry:
+            hint = " Install it." if isinstance(error, ModuleNotFoundError) else ""
+        else:
+            hint = nearest_id(config.id)
+        raise ConfigError(f"env.id: {config.id!r}: {reason}.{hint}") from None
     except USER_ERRORS as error:  # from third-party code
         if isinstance(error, TypeError) and "inherit from the gymnasium.Env" in str(error):
             raise ConfigError(
@@ -186,6 +200,13 @@ def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any]
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
         raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return arguments with tuples in place of lists: run files have none, and some environments require them."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def chain_of(env: Env) -> Iterator[Env]:
