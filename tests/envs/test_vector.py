@@ -128,6 +128,7 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
         (EnvConfig("CartPole-v1", {"gravty": [1]}), r"env\.kwargs: .* does not accept \{'gravty': \[1\]\}"),
         (EnvConfig("CartPole-v99"), r"[^.]\. Did you mean 'CartPole-v1'\?$"),
+        (EnvConfig("CartPoles-v1"), r"Environment `CartPoles` doesn't exist\. Did you mean 'CartPole-v1'\?$"),
         (
             EnvConfig("own/NeedsPackage-v0"),
             r"env\.id: 'own/NeedsPackage-v0': No module named 'no_such'\. Install it\.$",

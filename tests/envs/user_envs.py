@@ -460,6 +460,12 @@ def make(kind: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     return env
 
 
+def named_entry(name: str) -> gymnasium.Env[Any, Any]:
+    """Return an environment whose observation is a dict with one entry of this name."""
+    space = spaces.Dict({name: spaces.Box(-1, 1, (3,))})
+    return gymnasium.wrappers.TransformObservation(Base(), lambda obs: {name: obs}, space)
+
+
 def normalized(fixed: bool) -> gymnasium.Env[Any, Any]:
     env = gymnasium.wrappers.NormalizeObservation(Base())
     env.update_running_mean = not fixed

@@ -129,3 +129,12 @@ def test_one_picture_in_a_dict_needs_multi_input(tmp_path: Path) -> None:
         Cnn().build(spec_from_env(env))
     certificate = export_policy(built(NATURE, env), env, tmp_path / "export", small("sb3"), progress=False)
     assert certificate.failures == []
+
+
+@pytest.mark.parametrize("name", ["action", "logits", "state_out"])
+def test_entry_with_the_name_of_an_output_is_refused_by_onnx_alone(name: str, tmp_path: Path) -> None:
+    env = EnvConfig("tests.envs.user_envs:named_entry", {"name": name})
+    policy = built(Mlp((4,)), env)
+    with pytest.raises(ExportError, match=f"onnx: the entry '{name}' of the observation .* use c or html"):
+        export_policy(policy, env, tmp_path / "onnx", small("onnx"), progress=False)
+    assert export_policy(policy, env, tmp_path / "c", small("c"), progress=False).failures == []

@@ -185,7 +185,7 @@ def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any]
     except RLDistillError:
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        reason = str(error).rstrip(".")
+        reason = str(error).partition(" Did you mean")[0].rstrip(".")  # without the suggestion of Gymnasium
         if config.id in gymnasium.registry:
             hint = " Install it." if isinstance(error, ModuleNotFoundError) else ""
         else:

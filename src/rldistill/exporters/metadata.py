@@ -11,7 +11,7 @@ from rldistill.core.entries import value_names_of
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.exporters.onnx import params_names
+from rldistill.exporters.onnx import params_names, require_input_names
 from rldistill.exporters.runtimes import Interface
 from rldistill.io.provenance import provenance
 from rldistill.teachers.fingerprint import fingerprint
@@ -39,8 +39,10 @@ def onnx_metadata(
 ) -> dict[str, str]:
     """Return the metadata of the ONNX file of a policy, or of the network of some agents.
 
-    They are all facts as JSON, and flat keys that robot runtimes read.
+    They are all facts as JSON, and flat keys that robot runtimes read. Raise ExportError for entries of the observation
+    with names that the model has for something else.
     """
+    require_input_names(policy.spec)
     spec, head, state_shape = policy.spec, policy.spec.head, Interface.of(policy).state_shape
     names = names_by_entry(policy)
     facts = {

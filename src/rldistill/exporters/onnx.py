@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import MissingExtraError
 from rldistill.core.heads import ActionHead, GaussianHead
+from rldistill.core.spec import PolicySpec
 from rldistill.exporters.onnx_objects import add_objects
-from rldistill.exporters.program import Node, Program
+from rldistill.exporters.program import ExportError, Node, Program
 
 OPSET, ML_OPSET, IR_VERSION = 20, 3, 9
 OPERATORS = {
@@ -46,6 +47,16 @@ def params_names(head: ActionHead) -> list[str]:
     if head.action_values:
         return ["q_values"]
     return ["logits"] if head.discrete else ["mean"]
+
+
+def require_input_names(spec: PolicySpec) -> None:
+    """Raise ExportError if an entry of the observation has the name of another input or output of the model."""
+    for name in ("action", *params_names(spec.head), "state_in", "state_out"):
+        if name in spec.entries:
+            raise ExportError(
+                f"onnx: the entry {name!r} of the observation has the name of another input or output. Rename it by a "
+                "wrapper, or use c or html."
+            )
 
 
 def write_onnx(program: Program, metadata: Mapping[str, str]) -> bytes:
