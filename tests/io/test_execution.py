@@ -99,9 +99,18 @@ def test_errors_of_jobs_are_raised_here(jobs: Any, kind: str, error: type[Except
         [*run_jobs(partial(jobs.fail, kind), [0], TWO)]
 
 
+@pytest.mark.slow
+def test_work_may_be_a_function_within_a_function() -> None:
+    added = 3
+    assert sorted(run_jobs(lambda item, report: item + added, [0, 5], TWO)) == [(0, 3), (1, 8)]
+
+
 def test_work_that_cannot_be_pickled_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^execution\.workers: a policy cannot be sent to other processes"):
-        [*run_jobs(lambda item, report: item, [0], TWO)]
+    items = (item for item in range(3))
+    with pytest.raises(
+        ConfigError, match=r"^execution\.workers: .* sent to other processes .*generator.* one worker\.$"
+    ):
+        [*run_jobs(lambda item, report: next(items), [0], TWO)]
     assert UNGUARDED.endswith("use one worker.")
 
 

@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cloudpickle
+
 from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, failure, user_code
 
 Item = TypeVar("Item")
@@ -154,15 +156,19 @@ def has_unguarded_script() -> bool:
         return False
 
 
-def pickle_work(work: Work[Item, Result], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+def pickle_work(work: Work[Item, Result], dumps: Callable[[Any], bytes] | None = None) -> bytes:
     """Return the function of all jobs and the known answers for `load_work`; raise ConfigError if it cannot be sent."""
-    try:
-        return dumps((work, _answers))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
-        raise ConfigError(
-            f"{WHERE}: a policy cannot be sent to other processes ({error}). Define it at the top level of its module, "
-            "or use one worker."
-        ) from None
+    # pickle first: it keeps classes of a script by name. A teacher is often a function within a function, which it
+    # refuses.
+    for method in (dumps,) if dumps is not None else (pickle.dumps, cloudpickle.dumps):
+        try:
+            return method((work, _answers))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy with an open file
+            refusal = error
+    raise ConfigError(
+        f"{WHERE}: a policy cannot be sent to other processes ({refusal}). Let it hold no open files, connections, "
+        "locks or generators, or use one worker."
+    )
 
 
 def load_work(pickled: bytes) -> Work[Any, Any]:
