@@ -171,6 +171,20 @@ def test_losses_that_do_not_fit_the_heads_are_refused() -> None:
         require_comparable((Term(Wasserstein()),), LOGITS, LOGITS)
 
 
+@pytest.mark.parametrize(
+    ("loss", "problem"),
+    [
+        (Wasserstein(), "Wasserstein: expected a Gaussian head, found categorical"),
+        (ValueMSE(), "ValueMSE: expected a teacher with Q values or a value, found categorical alone"),
+    ],
+)
+def test_losses_that_do_not_fit_are_refused_in_a_fit_too(loss: Any, problem: str) -> None:
+    student = PolicyOutput(LOGITS, torch.zeros(1, 2))
+    batch = dataclasses.replace(make_batch([[0.0, 0.0]], [1.0]), teacher=student)
+    with pytest.raises(SpecMismatchError, match=rf"^distill\.losses: {problem}\. Use losses that fit both heads\.$"):
+        total_loss((Term(loss),), student, batch, 0.0)
+
+
 def test_teachers_of_logits_may_have_values_for_advantages() -> None:
     terms = (Term(AdvantageWeightedNLL()),)
     require_comparable(terms, LOGITS, LOGITS, has_value=True)

@@ -70,8 +70,8 @@ def differentiate(loss: Tensor) -> None:
 
 
 def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:
-    """Return the loss of each transition; raise SpecMismatchError for other results of a user's loss."""
-    loss, shape = term.loss(student, labels), labels.reward.shape
+    """Return the loss of each transition; raise SpecMismatchError for heads that do not fit, and for other results."""
+    loss, shape = _computed(term.loss, student, labels), labels.reward.shape
     if not isinstance(loss, Tensor) or not loss.is_floating_point():
         found = f"a tensor of {loss.dtype}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise SpecMismatchError(
@@ -84,6 +84,17 @@ def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:
             f"{tuple(shape)}. A loss keeps its leading dimensions; the mean is taken later."
         )
     return loss
+
+
+def _computed(loss: AnyLoss, student: PolicyOutput, labels: Labels) -> Tensor:
+    """Return a loss; name its place and a remedy in errors of the built-in losses."""
+    try:
+        return loss(student, labels)
+    except SpecMismatchError as error:
+        if type(loss) not in LOSSES.values():
+            raise
+        remedy = "" if str(error).endswith(".") else ". Use losses that fit both heads."
+        raise SpecMismatchError(f"distill.losses: {error}{remedy}") from None
 
 
 def given_temperature(terms: tuple[Term, ...]) -> float | None:
@@ -143,11 +154,8 @@ def require_comparable(
     label = dataclasses.replace(label, value=number if has_value else None)
     labels = Labels(label, label, output.mode(), number, number, number.bool())
     for term in with_temperatures(terms, teacher, lambda: 1.0):
-        try:
-            if type(term.loss) in LOSSES.values():
-                term.loss(output, labels)
-        except SpecMismatchError as error:
-            raise SpecMismatchError(f"distill.losses: {error}. Use losses that fit both heads.") from None
+        if type(term.loss) in LOSSES.values():
+            _computed(term.loss, output, labels)
 
 
 def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
