@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import gymnasium
@@ -279,6 +280,18 @@ class OwnSeed(Base):
 
     def observe(self) -> Any:
         self.numbers = np.random.default_rng().uniform(-1, 1, 3).astype(np.float32)
+        return self.numbers
+
+
+class SharedSeed(Base):
+    """Seeds the generator of the whole process, so that other copies draw from it as well."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        random.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+    def observe(self) -> Any:
+        self.numbers = np.array([random.uniform(-1, 1) for _ in range(3)], np.float32)
         return self.numbers
 
 

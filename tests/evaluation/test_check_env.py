@@ -38,6 +38,7 @@ def env_of(kind: str, *wrappers: str) -> EnvConfig:
         (env_of("Base", "NormalizeObservation"), "error", "environment", "NormalizeObservation collects"),
         (env_of("Endless"), "warning", "time limit", "no episode ended .*max_episode_steps"),
         (env_of("OwnSeed"), "warning", "seeds", "same seed .* differ.* self.np_random"),
+        (env_of("SharedSeed"), "warning", "seeds", "same seed .* differ.* self.np_random"),
         (env_of("OtherMask"), "warning", "action mask", "'mask' of the observation looks like a mask.*'action_mask'"),
         (env_of("NoLegalAction"), "error", "action mask", "no action is legal in some state"),
         (env_of("MaskInInfo"), "warning", "action mask", "info has a mask.*action_masks()"),

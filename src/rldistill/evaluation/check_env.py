@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, Literal
 
 import gymnasium
@@ -234,7 +234,9 @@ class _Check:
             self.add("warning", "action mask", "info has a mask, which is not read", MASK_REMEDY)
 
     def check_seeds(self, config: EnvConfig, spec: PolicySpec) -> None:
-        first, second, other = (self._first_steps(config, spec, seed) for seed in (self.seed, self.seed, self.seed + 1))
+        first, other = (self._first_steps(config, spec, seed) for seed in (self.seed, self.seed + 1))
+        # A random generator that all copies share makes a difference only where they are stepped in turns.
+        second = self._first_steps(config, spec, self.seed, num_copies=2)
         if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=False)):
             self.add(
                 "warning", "seeds", "two copies with the same seed and the same actions differ",
@@ -253,16 +255,23 @@ class _Check:
                 "Draw the start from self.np_random, or use collect.epsilon",
             )  # fmt: skip
 
-    def _first_steps(self, config: EnvConfig, spec: PolicySpec, seed: int) -> list[NDArray[Any]]:
-        with closing(make_env(config)) as env:
-            env.action_space.seed(0)
-            observations = [np.array(env.reset(seed=seed)[0])]
-            for _ in range(self.steps // 2):
-                obs, _, terminated, truncated, _ = env.step(_random_action(env, spec, observations[-1]))
-                observations.append(np.array(obs))
-                if terminated or truncated:
+    def _first_steps(self, config: EnvConfig, spec: PolicySpec, seed: int, num_copies: int = 1) -> list[NDArray[Any]]:
+        """Return the observations of the first of some copies that are stepped in turns."""
+        with ExitStack() as stack:
+            envs = [stack.enter_context(closing(make_env(config))) for _ in range(num_copies)]
+            envs[0].action_space.seed(0)  # which may be the same space in all copies
+            actions = [envs[0].action_space.sample() for _ in range(self.steps // 2)]
+            observations = [[np.array(env.reset(seed=seed)[0])] for env in envs]
+            for action in actions:
+                is_over = False
+                for env, own in zip(envs, observations, strict=True):
+                    legal = legal_actions(own[-1], spec) if MASK in spec.entries else action
+                    obs, _, terminated, truncated, _ = env.step(legal)
+                    own.append(np.array(obs))
+                    is_over |= terminated or truncated
+                if is_over:
                     break
-            return observations
+            return observations[0]
 
     def check_speed(self, env: SeededVectorEnv) -> None:
         """Play as the collector does, and measure the speed."""
