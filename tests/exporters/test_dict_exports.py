@@ -138,3 +138,11 @@ def test_entry_with_the_name_of_an_output_is_refused_by_onnx_alone(name: str, tm
     with pytest.raises(ExportError, match=f"onnx: the entry '{name}' of the observation .* use c or html"):
         export_policy(policy, env, tmp_path / "onnx", small("onnx"), progress=False)
     assert export_policy(policy, env, tmp_path / "c", small("c"), progress=False).failures == []
+
+
+def test_type_that_c_does_not_have_is_refused_by_c_alone(tmp_path: Path) -> None:
+    env = EnvConfig("tests.envs.user_envs:make", {"kind": "Halves"})
+    policy = built(Mlp((4,)), env)
+    with pytest.raises(ExportError, match=r"^c: C has no float16, .* Use onnx, or convert it by DtypeObservation"):
+        export_policy(policy, env, tmp_path / "c", small("c"), progress=False)
+    assert export_policy(policy, env, tmp_path / "onnx", small("onnx"), progress=False).failures == []

@@ -259,3 +259,14 @@ def test_the_gap_is_that_of_legal_actions() -> None:
     masked = output.masked(torch.tensor([[1, 0, 1]]))
     assert masked.params.tolist() == [[1.0, ILLEGAL, 2.0]]
     assert masked.mode().tolist() == [2]
+
+
+def test_all_numbers_but_zero_are_legal() -> None:
+    class Weights(Switches):
+        action_space = spaces.Discrete(3)
+
+        def action_masks(self) -> Any:
+            return [0.5, 0, 256]
+
+    obs, _ = ActionMask(Weights()).reset(seed=0)
+    assert obs["action_mask"].tolist() == [1, 0, 1]

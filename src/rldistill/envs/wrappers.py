@@ -177,7 +177,7 @@ class ActionMask(EpisodeWrapper):
         self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(self._size)})
 
     def _observation(self, obs: Any) -> dict[str, Any]:
-        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.int8).ravel()
+        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), bool).astype(np.int8).ravel()
         if len(mask) != self._size:
             raise ConfigError(
                 f"env: action_masks() returns {len(mask)} numbers, {self.action_space} has {self._size} choices. "

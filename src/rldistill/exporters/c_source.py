@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.exporters.c_runtime import ACTIVATIONS, LONG_SUM, operations
-from rldistill.exporters.program import Node, Program
+from rldistill.exporters.program import ExportError, Node, Program
 from rldistill.exporters.texts import render
 
 TYPES = {
@@ -34,7 +34,16 @@ class CSource:
 
 
 def write_c(program: Program, title: str) -> CSource:
-    """Return the source files of a program; `title` is the comment at their head."""
+    """Return the source files of a program; `title` is the comment at their head.
+
+    Raises:
+        ExportError: The observation has numbers of a type that C does not have.
+    """
+    if unknown := {node.dtype for node in program.entries.values()} - {*TYPES}:
+        raise ExportError(
+            f"c: C has no {unknown.pop()}, the type of the observation. Use onnx, or convert it by DtypeObservation in "
+            "env.wrappers."
+        )
     writer = _Writer(program)
     statements = writer.statements()
     state = 0 if program.state is None else program.state.size
