@@ -106,7 +106,8 @@ class Agent:
     """Policy with the recurrent state of the current episodes.
 
     It takes arrays, lists, integers and dicts of these, as Gymnasium's environments return them, and returns the most
-    likely actions. A mask of legal actions is the entry `action_mask` of a dict.
+    likely actions. A mask of legal actions is the entry `action_mask` of a dict. Discrete actions count from 0, and
+    several numbers are one vector: add the `start` of a space that has one, and reshape to a shape of several axes.
 
     Example:
         >>> agent = Agent(load_policy("runs/cartpole/students/mlp/seed-0"))
