@@ -132,6 +132,24 @@ def test_workers_know_answers_and_variables_and_outlive_their_server(
     assert [file.name for file in tmp_path.iterdir()] == [f"computed-{os.getpid()}"]
 
 
+def test_workers_wait_for_the_end_of_a_killed_server(
+    jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sockets are closed before its last thread has ended, and until then it counts as running."""
+    connect, refused = forkserver._forkserver.connect_to_new_process, [True, True]
+
+    def connect_later(files: Any) -> Any:
+        if refused:
+            refused.pop()
+            raise ConnectionRefusedError
+        return connect(files)
+
+    monkeypatch.setattr(forkserver._forkserver, "connect_to_new_process", connect_later)
+    monkeypatch.setattr(forkserver, "connect_to_new_process", connect_later)
+    assert [answer for _, answer in run_jobs(partial(jobs.surroundings, str(tmp_path)), range(1), TWO)]
+    assert not refused
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_main_process(tmp_path: Path, stop: signal.Signals) -> None:

@@ -49,6 +49,7 @@ KILLED = (
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 SAFE_PACKAGES = {"torch", "gymnasium", "ale_py", "Box2D", "highway_env"}
 """Packages that may be imported before a fork, since this starts no threads and uses no GPU."""
+MAX_START_S = 5.0
 NUM_FILES = 12
 """Number of files that can still be opened when a worker starts; its pipes need most of them."""
 SERVER = "RLDISTILL_SERVER_OF_WORKERS"
@@ -117,12 +118,20 @@ def _without_interrupts() -> Iterator[None]:
 def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
     """Start a process that runs `serve` with its end of a pipe; return the process and the other end."""
     _require_files(NUM_FILES)
-    prepare_workers()
     context = multiprocessing.get_context(START_METHOD)
     here, there = context.Pipe()
-    with _starting, _without_interrupts():
+    give_up_at = time.monotonic() + MAX_START_S
+    while True:
+        prepare_workers()
         process = context.Process(target=_begin, args=(serve, there, dict(os.environ)), daemon=daemon)  # type: ignore[attr-defined]
-        process.start()
+        try:
+            with _starting, _without_interrupts():
+                process.start()
+            break
+        except ConnectionRefusedError:  # the process that forks was killed, and its last thread has not ended yet
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
     there.close()
     return process, here
 
