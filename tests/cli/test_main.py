@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import operator
+import os
 import re
 import subprocess
 import sys
@@ -205,4 +206,24 @@ def test_doctor_lists_every_extra() -> None:
 def test_dataset_commands_name_the_missing_file(command: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["dataset", command, str(tmp_path)])
     assert result.exit_code == 2
-    assert "manifest.json: there is no such file" in result.stderr
+    assert "manifest.json: there is no such file. Name a folder that has it." in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "arguments", "message"),
+    [
+        ("rich.console.Console().print(1)", ["run", "FILE"], "stopped; continue with --resume\n"),
+        ("print(1, flush=True)", ["run", "FILE"], "stopped; continue with --resume\n"),
+        ("None", ["teachers", "list"], ""),
+    ],
+)
+def test_end_of_the_reader_stops_a_command(stage: str, arguments: list[str], message: str, file: Path) -> None:
+    code = "import rich.console, rldistill\nfrom rldistill.cli.main import main\n"
+    code += f"rldistill.run_all = lambda *_: {stage}\nmain()"
+    command = [sys.executable, "-c", code, *(str(file) if part == "FILE" else part for part in arguments)]
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does after its last line
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (130, message)

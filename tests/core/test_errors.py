@@ -5,10 +5,19 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pyarrow as pa
 import pytest
 
 from rldistill.core import errors
-from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, error_text, short_repr
+from rldistill.core.errors import (
+    ConfigError,
+    MissingExtraError,
+    RLDistillError,
+    did_you_mean,
+    error_text,
+    short_repr,
+    user_code,
+)
 
 
 def subclasses(kind: type[RLDistillError]) -> list[type[RLDistillError]]:
@@ -54,6 +63,14 @@ def test_untrusted_values_are_shortened() -> None:
     for value in ("x" * 10_000, [[[[1]]]] * 1_000, endless, dict.fromkeys(range(1_000)), 10**5_000, [10**5_000]):
         assert len(short_repr(value)) < 300
     assert short_repr([1, "a"]) == "[1, 'a']"
+
+
+def test_compiled_libraries_are_no_code_of_the_user() -> None:
+    with pytest.raises(pa.ArrowInvalid) as error:
+        pa.scalar("a").cast(pa.int64())
+    frames = [entry.frame.code.raw.co_filename for entry in error.traceback]
+    assert frames[-1].endswith(".pxi")  # of Cython
+    assert user_code(error.value) == "test_compiled_libraries_are_no_code_of_the_user"
 
 
 def test_errors_of_other_libraries_become_one_line() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import traceback
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from rldistill.cli.usage import examples_of
-from rldistill.core.errors import RLDistillError, failure, user_code
+from rldistill.core.errors import RLDistillError, error_text, failure, user_code
 
 EXIT_FALSE, EXIT_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 1, 2, 70, 130
-"""Exit codes: a verified claim does not hold; an error of the user or the system; a defect of rldistill; Ctrl-C."""
+"""Exit codes: a verified claim does not hold; an error of the user or the system; a defect of rldistill; a stop."""
 TRACEBACK = "--traceback"
 UNWRITABLE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 """Errors of the system for a path at which nothing can be written."""
@@ -50,15 +51,16 @@ class CommandGroup(TyperGroup):
         except RLDistillError as error:
             _fail(str(error), ctx)
         except KeyboardInterrupt:
-            command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            resumable = command is not None and any("--resume" in option.opts for option in command.params)
-            typer.echo("stopped; continue with --resume" if resumable else "stopped", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            self._stop(ctx, "stopped")
         except (SystemExit, GeneratorExit) as error:  # of a loss or student of the user's
+            if _is_closed_output(error):
+                self._stop(ctx)
             if (code := user_code(error)) is not None:
                 _fail(f"{code} failed: {failure(error)}.", ctx)
             raise
         except Exception as error:
+            if _is_closed_output(error):
+                self._stop(ctx)
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 _fail("there is not enough memory. Use smaller settings.", ctx)
             number, path = _system_error(error)
@@ -70,12 +72,40 @@ class CommandGroup(TyperGroup):
             if (code := user_code(error)) is not None:
                 _fail(f"{code} failed: {failure(error)}.", ctx)
             if number:
-                where = f"{path}: " if path else ""
+                # Arrow names the path in its message only.
+                text = error_text(error).rstrip(".") if isinstance(error, OSError) else os.strerror(number)
+                problem = f"{path}: {os.strerror(number)}" if path else text
                 hint = (
                     "Raise `ulimit -n`, or use fewer workers" if number in (errno.EMFILE, errno.ENFILE) else "Repair it"
                 )
-                _fail(f"{where}{os.strerror(number)}. {hint}, then continue with --resume.", ctx)
+                _fail(f"{problem}. {hint}, then continue with --resume.", ctx)
             raise
+
+    def _stop(self, ctx: Any, text: str = "") -> NoReturn:
+        """End the process after Ctrl-C, or if nothing reads its output any more, which takes a text only to resume."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        if command is not None and any("--resume" in option.opts for option in command.params):
+            text = "stopped; continue with --resume"
+        for number in _closed_outputs():  # to which even the last flush would fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if text:
+            typer.echo(text, err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _is_closed_output(error: BaseException) -> bool:
+    """Return True for a write to a pipe whose reader has ended, as that of `| head`."""
+    if isinstance(error, SystemExit):  # which rich makes of it, after it has discarded the output
+        return isinstance(error.__context__, BrokenPipeError)
+    return isinstance(error, BrokenPipeError) and bool(_closed_outputs())
+
+
+def _closed_outputs() -> list[int]:
+    """Return the numbers of stdout and stderr if they are pipes without a reader."""
+    outputs = select.poll()
+    for number in (1, 2):
+        outputs.register(number, 0)
+    return [number for number, event in outputs.poll(0) if event & select.POLLERR]
 
 
 def _system_error(error: BaseException | None) -> tuple[int | None, Any]:

@@ -114,7 +114,8 @@ def failure(error: BaseException) -> str:
 
 def _user_place(error: BaseException) -> tuple[CodeType, int] | None:
     for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
-        if not is_library(frame.f_code.co_filename):
+        # Compiled modules name their source, such as pyarrow/error.pxi, which is not installed.
+        if not is_library(frame.f_code.co_filename) and not is_library(str(frame.f_globals.get("__file__"))):
             return frame.f_code, line
     return None
 

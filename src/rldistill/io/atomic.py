@@ -140,7 +140,7 @@ def _read(path: Path, parse: Callable[[bytes], Any], advice: str) -> Any:
     try:
         return parse(read_own(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptArtifactError(f"{path}: there is no such file") from None
+        raise CorruptArtifactError(f"{path}: there is no such file. Name a folder that has it.") from None
     except OSError as error:
         raise CorruptArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

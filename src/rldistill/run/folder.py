@@ -74,15 +74,18 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
     with work_in(run.out, shard):
         remove_unfinished(run.out.glob(UNFINISHED))
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
-        document = None
-        with suppress(CorruptArtifactError):
+        document, problem = None, ""
+        try:
             document = read_json(machine)
+        except CorruptArtifactError as error:
+            if machine.exists():
+                problem = f" ({error})"
         if not isinstance(document, dict) or "versions" not in document:
             for name in RUN_FILES:
                 if (run.out / name).exists():
                     raise ConfigError(
-                        f"{run.out}: it is not the folder of a run, which would overwrite its {name}. Use another "
-                        "folder (out=...)."
+                        f"{run.out}: it is not the folder of a run{problem}, which would overwrite its {name}. Use "
+                        "another folder (out=...)."
                     )
         old = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in (config, machine)}
         times = _modification_times(run, stages)
