@@ -212,6 +212,10 @@ def test_keyword_arguments_of_the_environment(teacher: NetworkPolicy, tmp_path: 
     assert usual > 0 >= changed
     text = "{id: CartPole-v1, kwargs: {sutton_barto_reward: true}}"
     assert json.loads(teachers("verify", str(tmp_path), "--env", text, *verify[4:])[1])["mean"]["value"] == changed
+    for own in ("7", "[1]"):
+        wrong = ["--env", f"{{id: CartPole-v1, kwargs: {own}}}", "--env-kwarg", "sutton_barto_reward=true"]
+        result = CliRunner().invoke(app, ["teachers", "verify", str(tmp_path), *wrong])
+        assert (result.exit_code, result.stderr) == (2, f"error: env.kwargs: found {own}, expected keys and values\n")
 
 
 def test_short_names_leave_out_the_common_folder() -> None:

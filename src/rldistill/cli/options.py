@@ -106,8 +106,9 @@ def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
     from rldistill.run.config import parse_value
 
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
-    if kwargs:
-        values["kwargs"] = (values.get("kwargs") or {}) | parse_pairs("--env-kwarg", kwargs)
+    own = values.get("kwargs")
+    if kwargs and isinstance(own, dict | None):  # any other value is refused below
+        values["kwargs"] = (own or {}) | parse_pairs("--env-kwarg", kwargs)
     env: rldistill.EnvConfig = read_options("env.", EnvField, values)
     return env
 
