@@ -59,7 +59,7 @@ def test_examples_share_the_code_that_they_name() -> None:
 
 def test_example_is_never_overwritten() -> None:
     Path("examples").mkdir()
-    Path("examples/spread_planner.py").write_text("mine")
+    Path("examples/spread_planner.py").write_bytes("# für mich".encode("latin-1"))
     result = call("examples", "spread")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "examples/spread_planner.py exists" in result.stderr
@@ -122,6 +122,13 @@ def test_commands_of_new_files_are_quoted() -> None:
     result = call("init", "new runs/own.yaml", "--env", "CartPole-v1", "--teacher", "zoo:cartpole-ppo")
     assert result.stdout == "new runs/own.yaml: run it with `rldistill run 'new runs/own.yaml'`\n"
     assert "rldistill run 'new runs/own.yaml'" in Path("new runs/own.yaml").read_text()
+
+
+def test_file_of_any_name_has_a_run() -> None:
+    result = call("init", "my #1.yaml", "--env", "CartPole-v1", "--teacher", "zoo:cartpole-ppo")
+    assert result.exit_code == 0, result.output
+    run = rldistill.load_run("my #1.yaml", environment={})
+    assert (run.name, run.out) == ("my-1", Path("runs/my-1"))
 
 
 def test_file_in_place_of_a_folder_is_refused() -> None:

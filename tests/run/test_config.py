@@ -59,6 +59,20 @@ def test_modules_beside_a_run_file_are_found(tmp_path: Path, monkeypatch: pytest
     assert isinstance(load_run(path, environment={}).distill.losses[2].loss, ForwardKL)
 
 
+def test_folder_may_be_in_the_home_of_a_user(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert load_run(file, ["out=~/runs/a"], {}).out == file.parent / "runs" / "a"
+    with pytest.raises(ConfigError, match="command line: out: ~nobody-here/a: there is no such user"):
+        load_run(file, ["out=~nobody-here/a"], {})
+
+
+@pytest.mark.parametrize(("stem", "name"), [("my #1: ü", "my-1-ü"), ("..a", "a"), ("a-", "a-"), ("#", "run")])
+def test_name_of_a_run_is_that_of_its_file(stem: str, name: str, file: Path) -> None:
+    path = file.rename(file.with_name(f"{stem}.yaml"))
+    run = load_run(path, environment={})
+    assert (run.name, run.out) == (name, Path("runs") / name)
+
+
 def test_run_consists_of_the_settings_of_the_stages(file: Path) -> None:
     plan = load_run(file, environment={})
     assert plan.name == "cartpole"

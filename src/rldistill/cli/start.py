@@ -41,7 +41,7 @@ def init(
     """Write a commented run file for an environment and a teacher, and ask for the missing ones."""
     from rldistill.envs.spaces import spec_from_env
     from rldistill.evaluation.check_env import require_env
-    from rldistill.run.config import parse_value, read_run
+    from rldistill.run.config import parse_value, read_run, run_name
     from rldistill.run.jobs import load_teacher
 
     env = env or _ask("Environment, such as CartPole-v1")
@@ -59,7 +59,8 @@ def init(
         **_sizes(spec_from_env(config.view_of("student"))),
     }
     text = Template((resources.files("rldistill.cli") / "run_file.yaml").read_text("utf-8")).substitute(values)
-    run = read_run({**parse_value(text, "init"), "name": file.stem, "out": f"runs/{file.stem}"}, "init")
+    own_name = run_name(file)
+    run = read_run({**parse_value(text, "init"), "name": own_name, "out": f"runs/{own_name}"}, "init")
     if teacher != TRAIN:
         run.recipe.check(run, load_teacher(run))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ def examples(
     # The schema that the first line names for editors is not copied.
     texts = [re.sub(r"\A# yaml-language-server.*\n", "", source.read_text(encoding="utf-8")) for source in sources]
     for target, content in zip(targets, texts, strict=True):
-        if target == targets[0] or not target.is_file() or target.read_text(encoding="utf-8") != content:
+        if target == targets[0] or not target.is_file() or target.read_bytes() != content.encode():
             require_new(target, "examples")  # code that another example has brought may be there
     for target, content in zip(targets, texts, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -74,9 +74,13 @@ def from_url(out: Any) -> Any:
 
 
 def require_folder(path: Path) -> Path:
-    """Return a path; raise an error of pydantic if it cannot be a folder."""
+    """Return a path without `~`; raise an error of pydantic if it cannot be a folder."""
     if "\0" in str(path):
         raise invalid(f"{str(path)!r} is no name of a folder")
+    try:
+        path = path.expanduser()  # as Arrow does, which would write its blocks elsewhere than all other files are
+    except RuntimeError:
+        raise invalid(f"{path}: there is no such user. Use another folder") from None
     try:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
     except OSError as error:  # such as a name that is too long

@@ -51,9 +51,14 @@ def load_run(file: Path | str, overrides: Sequence[str] = (), environment: Mappi
             raise ConfigError(f"command line: found {override!r}, expected key=value, as in distill.epochs=3")
         sources[path] = "command line"
         _assign(document, path, text, sources[path])
-    document.setdefault("name", file.stem)
+    document.setdefault("name", run_name(file))
     document.setdefault("out", f"runs/{document['name']}")
     return read_run(document, str(file), sources)
+
+
+def run_name(file: Path) -> str:
+    """Return the name of the run of a file: that of the file, with - for what no name has, such as spaces."""
+    return re.sub(r"[^\w.-]+", "-", file.stem).lstrip("-.") or "run"
 
 
 def _assign(document: dict[str, Any], path: str, text: str, source: str) -> None:
