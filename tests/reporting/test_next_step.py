@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.results import Evaluation, next_step
 from rldistill.io.atomic import write_json
+from rldistill.io.run_file import command_arguments, override
 from rldistill.reporting import write_report
 from rldistill.reporting.tables import bounds_text
 
@@ -40,6 +43,33 @@ def test_next_step_is_a_number_of_episodes_and_a_command(
         command = "rldistill evaluate 'runs/my run/config.yaml' --sequential --resume evaluate.max_episodes="
         command += str(step[1])
     assert found == (step and (step[0], command))
+
+
+@pytest.mark.parametrize(
+    ("out", "more"),
+    [
+        ("runs/a #1", []),
+        ("FOLDER/runs/a #1", []),
+        ("runs/a", ["out='runs/a #1'"]),  # moved
+        ("s3://bucket/a", ["out='runs/a #1'"]),
+        (7, []),
+    ],
+)
+def test_command_is_for_the_folder_that_is_there(
+    out: Any, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/a #1")
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(json.dumps({"out": out}).replace("FOLDER", str(tmp_path)))
+    assert shlex.split(command_arguments(run)) == ["runs/a #1/config.yaml", *more]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("runs/a", "out=runs/a"), ("7", "out='7'"), ("a #1", "out='a #1'"), ("ü", "out=ü")]
+)
+def test_override_has_the_quotes_of_yaml(text: str, written: str) -> None:
+    assert override("out", text) == written
 
 
 def test_report_names_the_next_step(evaluation: dict[str, Any], tmp_path: Path) -> None:

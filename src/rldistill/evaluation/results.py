@@ -18,6 +18,7 @@ from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
 from rldistill.evaluation.worlds import WorldResults, world_rows
+from rldistill.io.run_file import command_arguments
 
 REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy", "latency")
 """Columns, and columns of the notes, that a terminal has no space for."""
@@ -337,9 +338,9 @@ def next_step(evaluation: Evaluation, run: Path) -> tuple[str, str] | None:
         return None
     if test.decision == "undecided" and test.episodes_needed:
         noun = "episode" if test.episodes_needed == 1 else "episodes"
-        file, total = shlex.quote(str(run / "config.yaml")), evaluation.episodes + test.episodes_needed
+        total = evaluation.episodes + test.episodes_needed
         return (
             f"To decide it takes about {test.episodes_needed:,} more {noun} of each policy",
-            f"rldistill evaluate {file} --sequential --resume evaluate.max_episodes={total}",
+            f"rldistill evaluate {command_arguments(run)} --sequential --resume evaluate.max_episodes={total}",
         )
     return "To see why it falls short", f"rldistill why {shlex.quote(str(run))}"

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
-from rldistill.core.entries import walk
-from rldistill.core.errors import ConfigError, CorruptArtifactError, error_text
+from rldistill.core.errors import ConfigError
 from rldistill.evaluation.results import Evaluation, terminal_rows
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, interval_text, number_text, rich_table
-from rldistill.io.untrusted import MAX_YAML_BYTES, load_yaml, read_own
+from rldistill.io.run_file import read_settings
 
 IGNORED_KEYS = ("name", "out")
 COLUMNS = ("policy", "mean return", "normalized", "parameters", "env steps")
@@ -94,13 +92,3 @@ def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}
     return RunComparison(env=reference.env, runs=found, differences=differences)
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """Return the settings in a run's `config.yaml` by dotted keys; none without that file."""
-    file = run / "config.yaml"
-    try:
-        text = read_own(file, MAX_YAML_BYTES).decode() if file.exists() else ""
-        return dict(walk(load_yaml(text, yaml.SafeLoader) or {}, (dict,)))
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise CorruptArtifactError(f"{file}: not valid YAML ({error_text(error)}). Was it edited?") from None

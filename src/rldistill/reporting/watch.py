@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.io.atomic import parse_rows, read_json
 from rldistill.io.lock import is_locked
 from rldistill.io.progress_file import FILE, MARK, ProgressRecord, duration_text, part_files, rate_text
+from rldistill.io.run_file import command_arguments, read_settings
 from rldistill.io.untrusted import read_tail
-from rldistill.reporting.compare_runs import read_settings
 from rldistill.reporting.sections import LearningCurves, learning_curves, student_folders
 
 T = TypeVar("T")
@@ -145,7 +144,7 @@ class RunReader:
         state, headline = _headline(record, bool(locked), tasks, (self.run / "report.html").exists())
         step = None
         if state in ("stopped", "failed"):
-            step = "Continue", f"rldistill {self._verb()} {shlex.quote(str(self.run / 'config.yaml'))} --resume"
+            step = "Continue", f"rldistill {self._verb()} {command_arguments(self.run)} --resume"
         elif isinstance(evaluation, Evaluation) and state != "running":
             step = next_step(evaluation, self.run)
         text, rows = _results(evaluation)

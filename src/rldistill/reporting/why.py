@@ -21,7 +21,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.evaluation.results import Evaluation, StateMetrics, next_step
 from rldistill.evaluation.tables import Record, percent_text
 from rldistill.io.atomic import read_jsonl
-from rldistill.reporting.compare_runs import read_settings
+from rldistill.io.run_file import NAME, command_arguments, override, read_settings
 
 Cause = Literal["aliasing", "early stop", "too few epochs", "few data", "capacity", "covariate shift", "unknown"]
 MAX_STATES = 20_000
@@ -68,8 +68,8 @@ class _Facts:
 
     def command(self, suffix: str, *settings: str) -> str:
         """Return the command of a run with other settings, in a folder of its own."""
-        quoted = [shlex.quote(text) for text in (str(self.run / "config.yaml"), *settings, f"out={self.run}-{suffix}")]
-        return f"rldistill run {' '.join(quoted)}"
+        arguments = [str(self.run / NAME), *settings, override("out", f"{self.run}-{suffix}")]
+        return f"rldistill run {shlex.join(arguments)}"
 
     def number(self, key: str, default: int) -> int:
         """Return an integer of the run file."""
@@ -195,7 +195,7 @@ def _fit_quality(facts: _Facts) -> Iterator[Finding]:
         also = "" if train is None else f" (on the training data, too: {train:.3g})"
         agrees = _decisions(facts.teacher_states, THEIRS)
         text = f"the held-out loss is {heldout:.3g}{also}, and it {agrees}. A larger student may fit better."
-        command = f"rldistill search {shlex.quote(str(facts.run / 'config.yaml'))}"
+        command = f"rldistill search {command_arguments(facts.run)}"
         yield Finding(cause="capacity", text=text, command=command)
 
 
