@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
 import operator
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +23,9 @@ from typer.testing import CliRunner
 
 import rldistill
 from rldistill.cli.doctor import EXTRAS
+from rldistill.cli.errors import interrupt
 from rldistill.cli.main import app
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError, MissingExtraError
 from rldistill.io import atomic as artifacts
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +211,34 @@ def test_dataset_commands_name_the_missing_file(command: str, tmp_path: Path) ->
     result = CliRunner().invoke(app, ["dataset", command, str(tmp_path)])
     assert result.exit_code == 2
     assert "manifest.json: there is no such file. Name a folder that has it." in result.stderr
+
+
+def test_full_disk_advises_to_continue_what_can_be_continued(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for command, advice in {"collect": "continue with --resume", "report": "try again"}.items():
+        monkeypatch.setattr(rldistill, f"run_{command}", fail)
+        result = CliRunner().invoke(app, [command, str(file)])
+        expected = f"error: the disk is full. Make room, then {advice}.\n"
+        assert (result.exit_code, result.stderr) == (2, expected)
+
+
+@pytest.mark.parametrize("other", [AttributeError("module 'x' has no 'y'"), MissingExtraError("x", "export")])
+def test_stop_that_a_library_makes_another_error_is_a_stop(
+    other: Exception, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*_: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise other
+
+    monkeypatch.setattr(rldistill, "run_all", swallow)
+    monkeypatch.setattr("rldistill.cli.errors._interrupted", threading.Event())
+    before = signal.signal(signal.SIGINT, interrupt)
+    result = CliRunner().invoke(app, ["run", str(file)])
+    signal.signal(signal.SIGINT, before)
+    assert (result.exit_code, result.stderr) == (130, "stopped; continue with --resume\n")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import select
+import threading
 import traceback
 from functools import partial
 from typing import Any, NoReturn
@@ -19,8 +20,16 @@ from rldistill.core.errors import RLDistillError, error_text, failure, user_code
 EXIT_FALSE, EXIT_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 1, 2, 70, 130
 """Exit codes: a verified claim does not hold; an error of the user or the system; a defect of rldistill; a stop."""
 TRACEBACK = "--traceback"
+RESUME = "continue with --resume"
 UNWRITABLE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 """Errors of the system for a path at which nothing can be written."""
+_interrupted = threading.Event()
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Raise KeyboardInterrupt, and remember it: an import that it interrupts may raise another error."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 class CommandGroup(TyperGroup):
@@ -48,10 +57,12 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except typer.Exit:  # of a group inside this one, which has printed its message
             raise
-        except RLDistillError as error:
-            _fail(str(error), ctx)
         except KeyboardInterrupt:
             self._stop(ctx, "stopped")
+        except RLDistillError as error:
+            if _interrupted.is_set():
+                self._stop(ctx, "stopped")
+            _fail(str(error), ctx)
         except (SystemExit, GeneratorExit) as error:  # of a loss or student of the user's
             if _is_closed_output(error):
                 self._stop(ctx)
@@ -59,6 +70,8 @@ class CommandGroup(TyperGroup):
                 _fail(f"{code} failed: {failure(error)}.", ctx)
             raise
         except Exception as error:
+            if _interrupted.is_set():
+                self._stop(ctx, "stopped")
             if _is_closed_output(error):
                 self._stop(ctx)
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -66,7 +79,7 @@ class CommandGroup(TyperGroup):
             number, path = _system_error(error)
             # safetensors and torch report a full disk in words, not as an OSError.
             if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-                _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.", ctx)
+                _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then {self._again(ctx)}.", ctx)
             if path and number in UNWRITABLE:
                 _fail(f"{path}: {os.strerror(number)}. Use another folder (out=...), or make it writable.", ctx)
             if (code := user_code(error)) is not None:
@@ -78,14 +91,19 @@ class CommandGroup(TyperGroup):
                 hint = (
                     "Raise `ulimit -n`, or use fewer workers" if number in (errno.EMFILE, errno.ENFILE) else "Repair it"
                 )
-                _fail(f"{problem}. {hint}, then continue with --resume.", ctx)
+                _fail(f"{problem}. {hint}, then {self._again(ctx)}.", ctx)
             raise
+
+    def _again(self, ctx: Any) -> str:
+        """Return the advice for a command that did not end: to continue, if it can."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        resumable = command is not None and any("--resume" in option.opts for option in command.params)
+        return RESUME if resumable else "try again"
 
     def _stop(self, ctx: Any, text: str = "") -> NoReturn:
         """End the process after Ctrl-C, or if nothing reads its output any more, which takes a text only to resume."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        if command is not None and any("--resume" in option.opts for option in command.params):
-            text = "stopped; continue with --resume"
+        if (again := self._again(ctx)) == RESUME:
+            text = f"stopped; {again}"
         for number in _closed_outputs():  # to which even the last flush would fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         if text:

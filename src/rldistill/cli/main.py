@@ -18,7 +18,7 @@ import rldistill
 from rldistill.cli.completion import complete_run, complete_student, whole_words
 from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
-from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
+from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group, interrupt
 from rldistill.cli.export import exports, hub
 from rldistill.cli.options import (
     AsJson,
@@ -317,7 +317,7 @@ def main() -> None:
     """Run the command line; the entry point `rldistill`."""
     # A scheduler's SIGTERM stops a run like Ctrl-C, also where a shell started the process with SIGINT ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
+        signal.signal(stop, interrupt)
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
