@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ CARTPOLE = EnvConfig("CartPole-v1")
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "DoubleDQN"])
-def test_training_continues_with_more_steps(tmp_path: Path, algorithm: str) -> None:
-    env = EnvConfig("CartPole-v1")
+def test_training_continues_with_more_steps(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, temporary = EnvConfig("CartPole-v1"), tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     hyperparameters: dict[str, Any] = {"n_steps": 64} if algorithm == "PPO" else {"learning_starts": 100}
     config = TrainConfig(algorithm, 1_024, 4, 512, 3, hyperparameters=hyperparameters)
     train_teacher(env, config, tmp_path)
@@ -48,6 +52,7 @@ def test_training_continues_with_more_steps(tmp_path: Path, algorithm: str) -> N
     assert steps == sorted(steps)
     assert steps[-1] >= 2_048
     assert policy.spec.head.kind == ("categorical" if algorithm == "PPO" else "q_values")
+    assert not [*temporary.glob("SB3*")]  # the folder of its logger
 
 
 def test_dqn_continues_from_its_policy_and_curve_alone(tmp_path: Path) -> None:

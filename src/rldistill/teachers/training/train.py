@@ -14,6 +14,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
@@ -91,6 +92,7 @@ def train_teacher(
         model = _load(last, config, vector) if last.exists() else _build(env, config, vector, seed)
         if not last.exists() and (folder / "policy.json").exists():
             _warm_start(model, folder, config)
+        model.set_logger(Logger(None, []))  # SB3's own leaves an empty folder among the temporary files
         inputs.write(folder)
         # No environment has played more episodes than there were steps, so all following episodes are new.
         vector.env.episode += model.num_timesteps
