@@ -273,6 +273,9 @@ def test_unreadable_file_is_refused(tmp_path: Path, file: Path) -> None:
 def test_error_names_the_environment_variable(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
         load_run(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
+    for variable in ("RLDISTILL__", "RLDISTILL__DISTILL____EPOCHS"):
+        with pytest.raises(ConfigError, match=f"environment variable {variable}: it names no key, as in RLDISTILL__D"):
+            load_run(file, environment={variable: "3"})
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def load_run(file: Path | str, overrides: Sequence[str] = (), environment: Mappi
     for variable, text in environment.items():
         if variable.startswith(PREFIX):
             path = variable.removeprefix(PREFIX).lower().replace("__", ".")
+            if not all(path.split(".")):
+                raise ConfigError(f"environment variable {variable}: it names no key, as in {PREFIX}DISTILL__EPOCHS")
             sources[path] = f"environment variable {variable}"
             _assign(document, path, text, sources[path])
     for override in overrides:
