@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
+from rldistill.io.lock import lock_folder
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
@@ -55,6 +57,10 @@ def test_commands_of_datasets(teacher: NetworkPolicy, tmp_path: Path, monkeypatc
         )
     )
     assert CliRunner().invoke(app, ["collect", str(file)]).exit_code == 0
+    extend = ["dataset", "extend", str(file), "--steps", "160"]
+    with lock_folder(tmp_path / "run"), ThreadPoolExecutor() as pool:  # as while another process distills
+        refused = pool.submit(CliRunner().invoke, app, extend).result()
+    assert (refused.exit_code, "in use by" in refused.output) == (2, True)
     assert "320" in run("extend", str(file), "--steps", "160")
     assert "480" in run("extend", str(file), "--steps", "160")
     assert Dataset.read([tmp_path / "run" / "dataset"]).num_steps == 480

@@ -160,14 +160,15 @@ def _checked_teacher(run: Run, mode: Mode) -> Policy:
 def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Dataset:
     """Collect another round, with new seeds, into the dataset of a run."""
     require_one_task(run, "dataset extend")
-    manifest = Manifest.read(run.dataset_folder)
-    manifest.require_complete(0)
-    number = 1 + max(block.round for block in manifest.blocks)
-    config = dataclasses.replace(run.collect, steps=steps)
-    return collect(
-        run.env, load_teacher(run), config, run.dataset_folder, seed=run.seed, round=number, mode="resume",
-        progress=progress, execution=run.execution,
-    )  # fmt: skip
+    with work_in(run.out):
+        manifest = Manifest.read(run.dataset_folder)
+        manifest.require_complete(0)
+        number = 1 + max(block.round for block in manifest.blocks)
+        config = dataclasses.replace(run.collect, steps=steps)
+        return collect(
+            run.env, load_teacher(run), config, run.dataset_folder, seed=run.seed, round=number, mode="resume",
+            progress=progress, execution=run.execution,
+        )  # fmt: skip
 
 
 @stage_of_run
