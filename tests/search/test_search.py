@@ -169,6 +169,13 @@ def test_own_students_of_any_name_are_searched(
         search(run, dataclasses.replace(config, behavior_policy="mpl"), mode="overwrite", quiet=True)
 
 
+def test_wrong_behavior_policy_trains_no_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = load_run(run_file(tmp_path, teacher), ["teacher={train: {algorithm: PPO, total_steps: 64}}"])
+    with pytest.raises(ConfigError, match=r"behavior_policy: the run has no student 'none'\. Add it, or name one"):
+        search(run, SearchConfig(behavior_policy="none"), quiet=True)
+    assert not (run.out / "teacher").exists()
+
+
 @pytest.mark.parametrize(("seeds", "tested"), [("[1]", [1, 0, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])
 def test_run_settings_set_seeds_and_episodes_of_the_test(
     tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]

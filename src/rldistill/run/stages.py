@@ -7,7 +7,7 @@ from typing import Literal, cast
 from rich.console import Console
 
 from rldistill.collection.collect import collect, collect_shard
-from rldistill.core.errors import ConfigError, NothingLearnedError, printable
+from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -232,11 +232,14 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     """Search for the smallest student, print the result, and write `search/search.html`.
 
     Raises:
-        ConfigError: `own` is set and the run has no students.
+        ConfigError: `own` is set and the run has no students, or none has the name of `behavior_policy`.
     """
     require_one_task(run, "search")
     if config.own and not run.students:
         raise ConfigError("own: the run has no students to try. Add some, or search without own=True (--own).")
+    if config.behavior_policy is not None and config.behavior_policy not in run.students:
+        hint = did_you_mean(config.behavior_policy, run.students) or " Add it, or name one that is there."
+        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode="resume", quiet=quiet)
     run = with_loaded_features(run)

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean
+from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.weighting import best_member
@@ -55,9 +55,6 @@ def search(
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
         return SearchResult.read(folder / "search.json")
-    if config.behavior_policy is not None and config.behavior_policy not in run.students:
-        hint = did_you_mean(config.behavior_policy, run.students)
-        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
     baseline = None if run.evaluate.baseline is None else load_baseline(run.evaluate.baseline, run.env)
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
