@@ -1,4 +1,4 @@
-"""Who a teacher is does not depend on where it was read, and two that say something else are not the same."""
+"""Fingerprints of teachers: the same wherever a teacher was read, and another for other outputs."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ def left(spec: PolicySpec) -> object:
 
 def right(spec: PolicySpec) -> object:
     return lambda obs: 1
+
+
+def test_teacher_in_the_home_of_the_user(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy(teacher, tmp_path / "agent", {"seed": 0})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fingerprint(load_policy("~/agent")) == fingerprint(teacher)
 
 
 def test_fingerprint_does_not_depend_on_the_path(teacher: NetworkPolicy, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Loading of teachers in any format, which the path determines."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium
 from annotated_types import MinLen
-from pydantic import FiniteFloat, model_validator
+from pydantic import AfterValidator, FiniteFloat, model_validator
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
 from rldistill.core.fields import NonNegative, validated_dataclass
@@ -101,7 +102,7 @@ class SavedTeacher:
         actions: Numbers of the teacher's actions in the environment, if it has only some of these.
     """
 
-    path: str
+    path: Annotated[str, AfterValidator(os.path.expanduser)]
     activation: str | None = None
     extractor: str | None = None
     head: HeadKind | None = None
