@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,13 +51,16 @@ def test_policy_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     class Within:
         spec = q_spec(CARTPOLE)
 
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
         def initial_state(self, batch_size: int) -> None:
             return None
 
         def __call__(self, obs: Any, state: Any = None) -> Any:
             raise AssertionError
 
-    with pytest.raises(ConfigError, match=r"execution\.workers.*Within"):
+    with pytest.raises(ConfigError, match=r"execution\.workers: a policy cannot be sent .*lock"):
         collect(CARTPOLE, Within(), CollectConfig(steps=100), tmp_path / "data", execution=Execution(workers=2))
 
 
