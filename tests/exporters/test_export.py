@@ -29,7 +29,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate, require_plain_env
-from rldistill.exporters.comparison import States, compare, rounding
+from rldistill.exporters.comparison import States, compare, own_states, rounding
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
 from rldistill.exporters.metadata import ExportContext
@@ -325,6 +325,18 @@ def test_limit_of_differences_follows_the_rounding_of_the_original(exported: Pat
         formats = {"onnx": record.model_copy(update={"differences": differences})}
         changed = certificate.model_copy(update={"formats": formats, "rounding": own})
         assert (changed.failures == []) == passes
+        assert any(text.startswith("differences: up to") for text in changed.remarks) == (limit > 1e-5)
+
+
+def test_play_ends_with_the_last_state_that_is_compared(teacher: NetworkPolicy) -> None:
+    """Four episodes of CartPole, one step of each at a time: two steps make eight states."""
+    calls: list[int] = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        states = own_states(CARTPOLE, teacher, 7, seed=0)
+    hook.remove()
+    assert len(states.obs) == 7
+    assert len(calls) == 2
 
 
 def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None:

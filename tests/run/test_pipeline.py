@@ -110,6 +110,12 @@ def test_only_named_students_are_exported(tmp_path: Path, teacher: NetworkPolicy
     before = (run.out / "export" / "two" / "student.onnx").stat().st_mtime_ns
     run_all(run, "resume", quiet=True)
     assert (run.out / "export" / "two" / "student.onnx").stat().st_mtime_ns == before
+    settings["evaluate"]["env_kwargs"] = {"max_episode_steps": 7}
+    shorter = load_run(write_run(tmp_path, teacher, **settings, export=export), [], {})
+    (certificate,) = run_export(shorter, "resume", quiet=True)
+    played = certificate.formats["onnx"].closed_loop
+    assert played is not None
+    assert played.mean == 7
     wrong = load_run(write_run(tmp_path, teacher, **settings, export={**export, "students": ["tow"]}), [], {})
     with pytest.raises(ConfigError, match=r"export\.students: there is no student 'tow'\. Did you mean 'two'\?"):
         run_all(wrong, "resume", quiet=True)

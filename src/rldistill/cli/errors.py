@@ -101,7 +101,7 @@ class CommandGroup(TyperGroup):
         return RESUME if resumable else "try again"
 
     def _stop(self, ctx: Any, text: str = "") -> NoReturn:
-        """End the process after Ctrl-C, or if nothing reads its output any more, which takes a text only to resume."""
+        """End the command after Ctrl-C, or after the reader of its output has ended; print how to continue."""
         if (again := self._again(ctx)) == RESUME:
             text = f"stopped; {again}"
         for number in _closed_outputs():  # to which even the last flush would fail

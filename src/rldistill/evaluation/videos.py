@@ -158,7 +158,7 @@ def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterato
 
 @contextmanager
 def _mujoco_without_screen() -> Iterator[None]:
-    """Let MuJoCo draw by EGL where there is no screen: without a context of its own, it ends the whole process.
+    """Let MuJoCo draw by EGL where there is no screen; its default, GLFW, ends the whole process there.
 
     The variable is not kept, since `import mujoco` in a later process fails with it where EGL is missing.
     """

@@ -123,9 +123,13 @@ class Certificate(Result):
     @property
     def failures(self) -> list[str]:
         """Reasons why a format does not pass; formats that were refused have no file and do not count."""
-        limit = max(MAX_DIFFERENCE, min(NUM_ROUNDINGS * self.rounding, MAX_ROUNDING))
         records = ((name, record) for name, record in self.formats.items() if not record.refused)
-        return [text for name, record in records for text in record.failures(name, limit)]
+        return [text for name, record in records for text in record.failures(name, self.limit)]
+
+    @property
+    def limit(self) -> float:
+        """Limit of relative differences: 1e-5, or more where the original itself rounds that much."""
+        return max(MAX_DIFFERENCE, min(NUM_ROUNDINGS * self.rounding, MAX_ROUNDING))
 
     @property
     def rows(self) -> Rows:
@@ -136,8 +140,11 @@ class Certificate(Result):
 
     @property
     def remarks(self) -> list[str]:
-        """Reasons of refused formats and of missing parts, then failures."""
+        """Reasons of refused formats and of missing parts, a larger limit of differences, then failures."""
         notes = {name: record.refused or record.remark for name, record in self.formats.items()}
+        if self.limit > MAX_DIFFERENCE:
+            text = f"up to {self.limit:.1e} pass; the original differs from itself in float64 by {self.rounding:.1e}"
+            notes["differences"] = text
         return [*(f"{name}: {text}" for name, text in notes.items() if text), *self.failures]
 
     @property

@@ -39,8 +39,10 @@ def onnx_metadata(
 ) -> dict[str, str]:
     """Return the metadata of the ONNX file of a policy, or of the network of some agents.
 
-    They are all facts as JSON, and flat keys that robot runtimes read. Raise ExportError for entries of the observation
-    with names that the model has for something else.
+    They are all facts as JSON, and flat keys that robot runtimes read.
+
+    Raises:
+        ExportError: An entry of the observation has the name of another input or output of the model.
     """
     require_input_names(policy.spec)
     spec, head, state_shape = policy.spec, policy.spec.head, Interface.of(policy).state_shape

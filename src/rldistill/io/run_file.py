@@ -28,7 +28,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 def command_arguments(run: Path) -> str:
     """Return the run file of a folder as arguments of a command, with `out` if the file names another folder.
 
-    It does after a move or a copy, and for a reader in another working folder.
+    The file names another one after the folder was moved or copied, or when the working folder is another one.
     """
     out: Any = None
     with suppress(RLDistillError):

@@ -59,7 +59,7 @@ def load_run(file: Path | str, overrides: Sequence[str] = (), environment: Mappi
 
 
 def run_name(file: Path) -> str:
-    """Return the name of the run of a file: that of the file, with - for what no name has, such as spaces."""
+    """Return the default name of a run: that of its file, with - in place of spaces and other special characters."""
     return re.sub(r"[^\w.-]+", "-", file.stem).lstrip("-.") or "run"
 
 

@@ -68,7 +68,7 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
                 certificate = None
                 with suppress(CorruptArtifactError):  # exported again
                     certificate = Certificate.read(folder)
-                if certificate is not None and _is_current(certificate, policy, run.export or ExportConfig()):
+                if certificate is not None and _is_current(certificate, policy, env, run.export or ExportConfig()):
                     certificates.append(certificate)
                     continue
                 new = "overwrite"
@@ -99,11 +99,12 @@ def failed_exports(run: Run) -> list[str]:
     return [reason for folder in folders if (folder / FILE).exists() for reason in Certificate.read(folder).failures]
 
 
-def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
-    """Return True if an export passed, and was one of this policy with these settings."""
+def _is_current(certificate: Certificate, policy: Policy, env: EnvConfig, config: ExportConfig) -> bool:
+    """Return True if an export passed, and was one of this policy in this environment with these settings."""
     made = ExportConfig(tuple(certificate.formats), certificate.states, certificate.episodes)  # type: ignore[arg-type]
     wanted = dataclasses.replace(config, formats=formats_of(config, policy), students=())
-    return made == wanted and not certificate.failures and certificate.fingerprint == fingerprint(policy)
+    same_policy = certificate.fingerprint == fingerprint(policy)
+    return same_policy and made == wanted and certificate.env == env and not certificate.failures
 
 
 @dataclasses.dataclass(frozen=True)
