@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from scipy.stats import ttest_ind
-from torch import nn
+from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import EnvConfig
@@ -18,6 +18,7 @@ from rldistill.evaluation.verify import Claim, VerifyConfig, _p_better, quick_ch
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
+from rldistill.teachers.python import ModulePolicy
 
 from ..conftest import CARTPOLE
 
@@ -75,6 +76,22 @@ def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
     torch.nn.init.zeros_(lazy.output.weight)
     lazy.output.bias.data = torch.tensor([1.0, 0.0])
     assert "constant actions" in quick_check(lazy, CARTPOLE).problems[0]
+
+
+def test_a_slow_teacher_is_checked_in_a_few_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+
+    class Slow(nn.Module):
+        def forward(self, obs: Tensor) -> Tensor:
+            states.append(len(obs))
+            return torch.tensor([1.0, 0.0]).expand(len(obs), 2)
+
+    slow = ModulePolicy(Slow(), spec_from_env(CARTPOLE))
+    monkeypatch.setattr("rldistill.evaluation.verify.CHECK_SECONDS", 0.0)
+    assert quick_check(slow, CARTPOLE).problems == []  # as many equal actions say nothing
+    assert sum(states) < 20
+    monkeypatch.undo()
+    assert "constant actions" in quick_check(slow, CARTPOLE).problems[0]
 
 
 def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPolicy) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ from rldistill.teachers.load import settings_source, training_remarks
 
 TOLERANCE, CONFIDENCE, SIGNIFICANCE = 0.10, 0.99, 0.01
 NUM_CHECKED_STATES, NUM_SLOTS, MAX_REVERSED_EPISODES, MIN_COMPARED_EPISODES = 512, 4, 8, 10
+CHECK_SECONDS, MIN_CHECKED_ACTIONS = 15.0, 100
+"""Time for `quick_check`, as a planner may need a second per decision, and states that tell constant actions."""
 OUTLIER_STD, MAX_OUTLIER_SHARE, MAX_SAME_ACTION_SHARE, MAX_BEYOND_SHARE = 5.0, 0.05, 0.99, 0.01
 
 
@@ -237,6 +240,8 @@ def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tup
 def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_CHECKED_STATES) -> QuickCheck:
     """Return the mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
 
+    A slow teacher or environment is checked in the first steps only, for `CHECK_SECONDS`.
+
     Raises:
         SpecMismatchError: the policy does not fit the environment.
     """
@@ -250,9 +255,10 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
 
     vector = make_vector_env(env, NUM_SLOTS, lambda slot, episode: seed * 1000 + episode * NUM_SLOTS + slot)
     with inference_threads(1), closing(vector):
-        for _, step in filter(None, vector.rollout(vector.reset(), act)):
+        obs, deadline = vector.reset(), time.monotonic() + CHECK_SECONDS
+        for _, step in filter(None, vector.rollout(obs, act)):
             stateful.reset(step.ended)
-            if NUM_SLOTS * len(seen) >= steps:
+            if NUM_SLOTS * len(seen) >= steps or time.monotonic() > deadline:
                 break
     obs = np.concatenate(seen)
     output = PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
@@ -262,7 +268,8 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
     found, actions = [], output.mode()
     if output.head.discrete:
         _, counts = torch.unique(actions.reshape(len(actions), -1), dim=0, return_counts=True)
-        if (share := float(counts.max()) / len(actions)) > MAX_SAME_ACTION_SHARE:
+        share = float(counts.max()) / len(actions)
+        if share > MAX_SAME_ACTION_SHARE and len(actions) >= min(steps, MIN_CHECKED_ACTIONS):
             found.append(f"constant actions: the teacher takes one action in {share:.1%} of the states")
     elif bool((actions.std(0) < 1e-3 * action_ranges(output)).all()):
         found.append("constant actions: the teacher's actions hardly differ between states")
