@@ -248,6 +248,7 @@ def test_stop_that_a_library_makes_another_error_is_a_stop(
         ("rich.console.Console().print(1)", ["run", "FILE"], "stopped; continue with --resume\n"),
         ("print(1, flush=True)", ["run", "FILE"], "stopped; continue with --resume\n"),
         ("None", ["teachers", "list"], ""),
+        ("None", ["--help"], ""),
     ],
 )
 def test_end_of_the_reader_stops_a_command(stage: str, arguments: list[str], message: str, file: Path) -> None:
@@ -259,3 +260,16 @@ def test_end_of_the_reader_stops_a_command(stage: str, arguments: list[str], mes
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (130, message)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["collect", "--help"], ["teachers", "list"]])
+def test_output_on_a_full_disk_is_refused(arguments: list[str]) -> None:
+    code = "from rldistill.cli.main import main\nmain()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: ")

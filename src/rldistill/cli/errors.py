@@ -42,7 +42,12 @@ class CommandGroup(TyperGroup):
         """Parse the arguments with --traceback at the front, as an option of the whole program."""
         if ctx.parent is None and TRACEBACK in args:
             args = [TRACEBACK, *(arg for arg in args if arg != TRACEBACK)]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:  # of --help and --version, which print at once
+            if _is_closed_output(error):
+                self._stop(ctx)
+            _fail(f"the output cannot be written: {error_text(error).rstrip('.')}. Write it to another place.", ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command, with its examples below its help."""
@@ -137,7 +142,7 @@ def _system_error(error: BaseException | None) -> tuple[int | None, Any]:
     return None, None
 
 
-def _fail(message: str, ctx: Any) -> None:
+def _fail(message: str, ctx: Any) -> NoReturn:
     if ctx.find_root().params.get("show_traceback"):
         traceback.print_exc()
     typer.echo(f"error: {' '.join(message.split())}", err=True)
