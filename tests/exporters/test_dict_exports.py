@@ -140,6 +140,13 @@ def test_entry_with_the_name_of_an_output_is_refused_by_onnx_alone(name: str, tm
     assert export_policy(policy, env, tmp_path / "c", small("c"), progress=False).failures == []
 
 
+@pytest.mark.parametrize("name", ["const_0", "sub_0", "gemm_2", "argmax_5"])
+def test_entry_may_have_the_name_of_a_result_within_the_model(name: str, tmp_path: Path) -> None:
+    env = EnvConfig("tests.envs.user_envs:named_entry", {"name": name})
+    policy = built(Mlp((4,)), env)
+    assert export_policy(policy, env, tmp_path / "onnx", small("onnx"), progress=False).failures == []
+
+
 def test_type_that_c_does_not_have_is_refused_by_c_alone(tmp_path: Path) -> None:
     env = EnvConfig("tests.envs.user_envs:make", {"kind": "Halves"})
     policy = built(Mlp((4,)), env)

@@ -72,8 +72,8 @@ def write_onnx(program: Program, metadata: Mapping[str, str]) -> bytes:
         import onnx
     except ImportError:
         raise MissingExtraError("Writing ONNX", "export") from None
-    graph = _Graph()
     inputs = [*program.entries.values(), *filter(None, [program.state])]
+    graph = _Graph({node.settings["name"] for node in inputs})
     for node in program.nodes:
         graph.names[node] = node.settings["name"] if node.kind == "input" else getattr(graph, f"_{node.kind}")(node)
     outputs = [("action", program.action.dtype, program.action.shape)]
@@ -116,18 +116,29 @@ def finish(model: Any, metadata: Mapping[str, str]) -> bytes:
 
 
 class _Graph:
-    """Nodes and initializers of a graph; each method but `add` translates one kind of operation."""
+    """Nodes and initializers of a graph; each method but `add` translates one kind of operation.
 
-    def __init__(self) -> None:
+    Args:
+        taken: Names of the inputs, which no result may have.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.names: dict[Node, str] = {}
+
+    def free_name(self, name: str) -> str:
+        """Return the name, with underscores if an input has it."""
+        while name in self.taken:
+            name += "_"
+        return name
 
     def add(self, operator: str, inputs: Sequence[str], output: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node and return the name of its output."""
         import onnx
 
-        output = output or f"{operator.lower()}_{len(self.nodes)}"
+        output = output or self.free_name(f"{operator.lower()}_{len(self.nodes)}")
         self.nodes.append(onnx.helper.make_node(operator, inputs, [output], output, domain=domain, **attributes))
         return output
 
@@ -135,7 +146,7 @@ class _Graph:
         """Add an initializer and return its name."""
         import onnx
 
-        name = f"const_{len(self.initializers)}"
+        name = self.free_name(f"const_{len(self.initializers)}")
         self.initializers.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
