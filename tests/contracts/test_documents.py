@@ -121,7 +121,7 @@ def run(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-NOT_STARTED = ("atari-tasks.yaml", "grid.yaml", "jobshop.yaml")
+NOT_STARTED = ("atari-tasks.yaml", "grid.yaml", "intersection.yaml", "jobshop.yaml")
 """Run files with a test of their own, here or in `tests/examples`, since their first steps take long."""
 OTHER_EXAMPLES = [
     file
