@@ -130,6 +130,36 @@ def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy
     assert play(still, policy, 6).distinct == 1
 
 
+def test_episodes_of_one_return_and_other_starts_are_distinct() -> None:
+    class Alike(gymnasium.Env[Any, Any]):
+        """Any start is left in two steps, with a reward of 1 each."""
+
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def __init__(self, places: int = 10**9) -> None:
+            self.places = places
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            self.place, self.left = self.np_random.integers(self.places) / self.places, 2
+            return np.full(2, self.place, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.left -= 1
+            return np.full(2, self.place, np.float32), 1.0, self.left == 0, False, {}
+
+    gymnasium.register("Alike-v0", Alike)
+    try:
+        policy = Linear().build(spec_from_env(EnvConfig("Alike-v0"))).eval()
+        with torch.no_grad():
+            policy.output.weight.zero_()
+        assert play(EnvConfig("Alike-v0"), policy, 20, PlayConfig()).distinct == 20
+        assert play(EnvConfig("Alike-v0", {"places": 3}), policy, 20, PlayConfig()).distinct == 3
+    finally:
+        del gymnasium.registry["Alike-v0"]
+
+
 def test_environment_without_pictures_has_no_videos(tmp_path: Path) -> None:
     class Plain(gymnasium.Env[Any, Any]):
         observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)

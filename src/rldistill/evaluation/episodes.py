@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ def reference_name(policies: Mapping[str, Any]) -> str:
     return "baseline" if "baseline" in policies else "random"
 
 
+ARRAYS = ("returns", "discounted", "lengths", "starts")
+"""Attributes of `Episodes` with a number for each episode."""
+
+
 @dataclass
 class Episodes:
     """Results of n episodes from number `first` on.
@@ -104,19 +109,20 @@ class Episodes:
     Attributes:
         actions: of each episode, those of discrete spaces as the smallest integers, since millions are kept.
         info: of each episode, the last number of each key of the environment's `info`, NaN for values that are none.
+        starts: of each episode, a checksum of its first observation.
     """
 
     returns: NDArray[np.float64]
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
+    starts: NDArray[np.int64]
     info: list[dict[str, float]]
     actions: list[NDArray[Any]]
     first: int = 0
 
     def followed_by(self, more: Episodes) -> Episodes:
         """Concatenate two ranges of episodes."""
-        names = ("returns", "discounted", "lengths")
-        arrays = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in names}
+        arrays = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in ARRAYS}
         return Episodes(**arrays, info=self.info + more.info, actions=self.actions + more.actions, first=self.first)
 
     def first_ones(self, count: int | None) -> Episodes:
@@ -138,9 +144,9 @@ class Episodes:
 
     @property
     def distinct(self) -> int:
-        """Number of episodes that differ in actions or return (without sticky actions, Pong repeats itself)."""
-        pairs = zip(self.returns, self.actions, strict=True)
-        return len({(value, actions.tobytes()) for value, actions in pairs})
+        """Number of episodes that differ in start, actions or return (without sticky actions, Pong repeats itself)."""
+        parts = zip(self.starts, self.returns, self.actions, strict=True)
+        return len({(start, value, actions.tobytes()) for start, value, actions in parts})
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,8 @@ def play(
     info: list[dict[str, float]] = [{} for _ in range(episodes)]
     actions = [np.zeros(0)] * episodes
     returns, discounted = np.zeros(episodes), np.zeros(episodes)
-    out = Episodes(returns, discounted, np.zeros(episodes, np.int64), info, actions, config.first)
+    lengths, starts = np.zeros(episodes, np.int64), np.zeros(episodes, np.int64)
+    out = Episodes(returns, discounted, lengths, starts, info, actions, config.first)
     # Two groups of emulators take turns, so that the policy computes for one while the other is stepped.
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     ranges = [range(config.first + group, config.first + episodes, groups) for group in range(groups)]
@@ -231,6 +238,9 @@ def _play(
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
         playing = started.copy()
+        for slot in np.flatnonzero(playing != NO_EPISODE):
+            if out.lengths[number := playing[slot] - out.first] == 0:
+                out.starts[number] = zlib.crc32(obs[slot].tobytes())
         if player is None:
             return env.sample_actions(obs, rng)
         output = _without_nan(player.step(obs))

@@ -26,7 +26,7 @@ from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import check_resets
 from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
+from rldistill.evaluation.episodes import ARRAYS, Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.metrics import metric_estimate, probe_metrics, require_metrics, run_returns
@@ -50,7 +50,6 @@ PART_EPISODES, ATARI_PART_EPISODES = 100, 32
 Those of games take minutes, and short jobs keep all workers busy to the end.
 """
 FOLDER = "unfinished-evaluation"
-ARRAYS = ("returns", "discounted", "lengths")
 Part = tuple[str, int | None, range]
 """Name of a policy, a training seed, and numbers of episodes."""
 Played = tuple[Episodes, OwnStates | None]
@@ -253,9 +252,16 @@ class PlayPart:
         (name, run, numbers), entry, teacher = part, self.policies[part[0]], self.policies["teacher"].first
         settings, policy = dataclasses.replace(self.base, first=numbers.start, side=entry.side), entry.runs[run]
         states = OwnStates(run) if entry.kind == "student" and numbers.start < self.base.labeled_episodes else None
-        values = {"name": name, "run": run, "settings": settings, "episodes": len(numbers), "env": self.env}
+        values = {
+            "name": name,
+            "run": run,
+            "settings": settings,
+            "episodes": len(numbers),
+            "env": self.env,
+            "arrays": ARRAYS,
+        }
         prints = [None if own is None else fingerprint(own) for own in (policy, teacher if states else None)]
-        inputs = StageInputs("evaluate", values | {"policies": prints}, code=(self.env,)).to_json()
+        inputs = StageInputs("evaluate", values | {"policies": prints, "arrays": ARRAYS}, code=(self.env,)).to_json()
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
         path = self.folder / FOLDER / f"episodes-{digest}.safetensors"
         if fetch(path):

@@ -72,7 +72,7 @@ class PolicyResult(Record):
     """Returns, statistics, cost and fidelity of one policy.
 
     Attributes:
-        distinct_episodes: number of episodes that differ in actions or return.
+        distinct_episodes: number of episodes that differ in first observation, actions or return.
         distinct_runs: number of training seeds whose returns differ.
         agreement, action_rmse: agreement with the teacher on the student's own states.
         probability_of_improvement: probability of a higher return than the teacher's in the same episode.
