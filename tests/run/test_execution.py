@@ -71,6 +71,38 @@ def test_a_run_in_processes_has_the_results_of_one_process(tmp_path: Path, teach
     assert found[0] == found[1]
 
 
+OWN_STUDENT = """
+from dataclasses import dataclass
+from torch import nn
+from rldistill import NetworkPolicy, PolicySpec, Student
+
+@dataclass(frozen=True)
+class Gated(Student):
+    size: int = 4
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 2 * self.size), nn.GLU()), self.size)
+"""
+
+
+@pytest.mark.parametrize("recipe", ["offline", "dagger"])
+def test_a_resumed_run_reads_students_of_own_classes_in_processes(
+    recipe: str, tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"gated_{recipe}.py").write_text(OWN_STUDENT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = {"name": recipe} | ({"steps_per_round": 400} if recipe == "dagger" else {})
+    changes = {"students": {"own": {"type": f"gated_{recipe}:Gated"}}, "recipe": asked, "execution": {"workers": 2}}
+    fit = {"epochs": 5, "batch_size": 64, "learning_rate": 0.02, "losses": ["action_nll"]}
+    run = read_run(document(tmp_path, teacher, out=str(tmp_path / "out"), distill=fit, **changes))
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    before = {path: path.read_bytes() for path in run.out.rglob("policy.safetensors")}
+    run_distill(run, mode="resume", quiet=True)
+    assert before == {path: path.read_bytes() for path in run.out.rglob("policy.safetensors")}
+    assert len(before) >= 2
+
+
 def test_shards_have_the_bytes_of_one_collection(tmp_path: Path, teacher: NetworkPolicy) -> None:
     changes = {"students": {}, "collect": {"steps": 800, "num_streams": 3, "block_steps": 32, "envs_per_stream": 2}}
     changes["collect"]["epsilon"] = 0.3  # type: ignore[index]

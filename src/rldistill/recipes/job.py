@@ -44,6 +44,7 @@ from rldistill.recipes.fields import (
 )
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
+from rldistill.students.storage import trust_student
 from rldistill.teachers.fingerprint import fingerprint
 
 Data = Dataset | Mapping[str, Dataset]
@@ -253,6 +254,7 @@ class StudentJob:
 
     def distill(self, mode: Mode, progress: Progress) -> NetworkPolicy:
         """Distill the student by the recipe of the run."""
+        trust_student(self.student)  # in a worker process, which did not read the run file
         return self.run.recipe.distill(self, mode, progress)
 
     def open(self, mode: Mode) -> bool:
