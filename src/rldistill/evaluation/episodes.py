@@ -237,10 +237,7 @@ def _play(
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
-        playing = started.copy()
-        for slot in np.flatnonzero(playing != NO_EPISODE):
-            if out.lengths[number := playing[slot] - out.first] == 0:
-                out.starts[number] = zlib.crc32(obs[slot].tobytes())
+        playing = _noted(out, obs, started)
         if player is None:
             return env.sample_actions(obs, rng)
         output = _without_nan(player.step(obs))
@@ -267,6 +264,14 @@ def _play(
                 yield ended
                 if left == 0:
                     break
+
+
+def _noted(out: Episodes, obs: NDArray[Any], started: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Note the first observations of episodes that begin; return the number of each slot's episode."""
+    for slot in np.flatnonzero(started != NO_EPISODE):
+        if out.lengths[number := started[slot] - out.first] == 0:
+            out.starts[number] = zlib.crc32(obs[slot].tobytes())
+    return started.copy()
 
 
 def _kept_dtype(space: gymnasium.Space[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
