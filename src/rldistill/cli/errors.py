@@ -47,7 +47,7 @@ class CommandGroup(TyperGroup):
         except OSError as error:  # of --help and --version, which print at once
             if _is_closed_output(error):
                 self._stop(ctx)
-            _fail(f"the output cannot be written: {error_text(error).rstrip('.')}. Write it to another place.", ctx)
+            _fail(f"the output cannot be written: {error_text(error).rstrip('.')}. Redirect it elsewhere.", ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command, with its examples below its help."""

@@ -237,7 +237,7 @@ def _play(
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
-        playing = _noted(out, obs, started)
+        playing = _note_starts(out, obs, started)
         if player is None:
             return env.sample_actions(obs, rng)
         output = _without_nan(player.step(obs))
@@ -266,8 +266,8 @@ def _play(
                     break
 
 
-def _noted(out: Episodes, obs: NDArray[Any], started: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Note the first observations of episodes that begin; return the number of each slot's episode."""
+def _note_starts(out: Episodes, obs: NDArray[Any], started: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Store checksums of the first observations of new episodes; return the episode number of each slot."""
     for slot in np.flatnonzero(started != NO_EPISODE):
         if out.lengths[number := started[slot] - out.first] == 0:
             out.starts[number] = zlib.crc32(obs[slot].tobytes())

@@ -252,14 +252,7 @@ class PlayPart:
         (name, run, numbers), entry, teacher = part, self.policies[part[0]], self.policies["teacher"].first
         settings, policy = dataclasses.replace(self.base, first=numbers.start, side=entry.side), entry.runs[run]
         states = OwnStates(run) if entry.kind == "student" and numbers.start < self.base.labeled_episodes else None
-        values = {
-            "name": name,
-            "run": run,
-            "settings": settings,
-            "episodes": len(numbers),
-            "env": self.env,
-            "arrays": ARRAYS,
-        }
+        values = {"name": name, "run": run, "settings": settings, "episodes": len(numbers), "env": self.env}
         prints = [None if own is None else fingerprint(own) for own in (policy, teacher if states else None)]
         inputs = StageInputs("evaluate", values | {"policies": prints, "arrays": ARRAYS}, code=(self.env,)).to_json()
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]

@@ -39,7 +39,7 @@ from rldistill.teachers.load import settings_source, training_remarks
 TOLERANCE, CONFIDENCE, SIGNIFICANCE = 0.10, 0.99, 0.01
 NUM_CHECKED_STATES, NUM_SLOTS, MAX_REVERSED_EPISODES, MIN_COMPARED_EPISODES = 512, 4, 8, 10
 CHECK_SECONDS, MIN_CHECKED_ACTIONS = 15.0, 100
-"""Time for `quick_check`, as a planner may need a second per decision, and states that tell constant actions."""
+"""Time limit of `quick_check`, for slow planners, and number of states from which it judges constant actions."""
 OUTLIER_STD, MAX_OUTLIER_SHARE, MAX_SAME_ACTION_SHARE, MAX_BEYOND_SHARE = 5.0, 0.05, 0.99, 0.01
 
 
@@ -240,7 +240,7 @@ def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tup
 def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_CHECKED_STATES) -> QuickCheck:
     """Return the mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
 
-    A slow teacher or environment is checked in the first steps only, for `CHECK_SECONDS`.
+    The check ends after `CHECK_SECONDS`, so that a slow teacher or environment is checked in fewer steps.
 
     Raises:
         SpecMismatchError: the policy does not fit the environment.
@@ -255,8 +255,8 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
 
     vector = make_vector_env(env, NUM_SLOTS, lambda slot, episode: seed * 1000 + episode * NUM_SLOTS + slot)
     with inference_threads(1), closing(vector):
-        obs, deadline = vector.reset(), time.monotonic() + CHECK_SECONDS
-        for _, step in filter(None, vector.rollout(obs, act)):
+        first, deadline = vector.reset(), time.monotonic() + CHECK_SECONDS
+        for _, step in filter(None, vector.rollout(first, act)):
             stateful.reset(step.ended)
             if NUM_SLOTS * len(seen) >= steps or time.monotonic() > deadline:
                 break
