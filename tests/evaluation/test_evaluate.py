@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import EnvConfig
@@ -70,6 +71,15 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
     assert answer["estimate"] == pytest.approx(expected)
     assert (answer["decision"], answer["margin"], answer["analysis"]) == ("no", 0.05, 1)
     assert answer["episodes"] == min(entry["distinct_episodes"] for entry in found["policies"].values())
+
+
+def test_latency_is_measured_in_a_state_of_the_environment(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    def plan(obs: NDArray[Any]) -> int:
+        return int(1 / float(obs[2]) > 0)  # fails with an observation of zeros
+
+    planner = FunctionPolicy(plan, spec_from_env(CARTPOLE))
+    results = evaluate(CARTPOLE, {"teacher": planner, "copy": teacher}, EvaluateConfig(2, videos=False), tmp_path)
+    assert results.policies["teacher"].latency_us is not None
 
 
 def test_too_few_episodes_and_seeds_are_warnings(teacher: NetworkPolicy, tmp_path: Path) -> None:

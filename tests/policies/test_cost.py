@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.heads import MASK, CategoricalHead, QValuesHead
@@ -144,3 +146,14 @@ def test_slow_functions_are_not_timed_in_batches(monkeypatch: pytest.MonkeyPatch
     assert found.latency_us["p50"] > 20_000
     assert found.batch_latency_us == {}
     assert len(calls) <= 20 + 10  # those to warm up, and the least number
+
+
+def test_a_function_is_timed_with_the_observation() -> None:
+    obs, seen = np.arange(8, dtype=np.float32)[None], []
+
+    def control(own: NDArray[np.float32]) -> int:
+        seen.append(own.copy())
+        return 0
+
+    measure_cost(FunctionPolicy(control, LANDER), obs)
+    assert {own.tobytes() for own in seen} == {obs.tobytes()}

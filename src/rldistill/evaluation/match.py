@@ -12,18 +12,21 @@ import json
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.spec import EnvConfig, Head
 from rldistill.data.dataset import Dataset
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import check_resets
+from rldistill.envs.vector import check_resets, make_vector_env
 from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import ARRAYS, Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
@@ -40,7 +43,7 @@ from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.io.storage import fetch
 from rldistill.io.tensors import read_state, write_state
-from rldistill.policies.cost import measure_cost
+from rldistill.policies.cost import Cost, measure_cost
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -89,6 +92,20 @@ class Match:
     def num_distinct(self, *names: str, episodes: int | None = None) -> int:
         """Return the smallest number of distinct ones among the first `episodes` of any run of these policies."""
         return min(own.first_ones(episodes).distinct for name in names for own in self.episodes[name].values())
+
+    @cached_property
+    def first_obs(self) -> NDArray[Any]:
+        """First observation of an episode, `[1, ...]`."""
+        with closing(make_vector_env(self.env, 1, lambda slot, nth: self.base.seed)) as env:
+            return env.reset()
+
+    def cost(self, entry: PolicyRuns) -> Cost:
+        """Return the cost of a policy with its first training seed, for the first observation of an episode."""
+        if entry.first is None:
+            return measure_cost(None)
+        views = observation_views(self.env)
+        policy = with_action_mask(entry.first, getattr(views, entry.side))
+        return measure_cost(policy, views.select(entry.side, self.first_obs))
 
     def play_all(self, progress: Progress) -> None:
         """Play all episodes; with `sequential`, those of each student until it is decided."""
@@ -223,7 +240,7 @@ class Match:
             discounted_mean=float(np.mean([part.discounted for part in runs.values()])),
             agreement=close.own_states.agreement if close else None,
             action_rmse=close.own_states.action_rmse if close else None,
-            **vars(measure_cost(entry.first)),
+            **vars(self.cost(entry)),
             env_steps=entry.env_steps,
             non_inferiority=self.decisions.get(name),
             fidelity=close,

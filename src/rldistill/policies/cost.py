@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,24 +56,29 @@ class Cost:
     batch_latency_us: dict[str, dict[str, float]] | None = None
 
 
-def measure_cost(policy: Policy | None) -> Cost:
-    """Measure a policy; None (the random one) costs nothing, and an ensemble the sum of its members."""
+def measure_cost(policy: Policy | None, obs: NDArray[Any] | None = None) -> Cost:
+    """Measure a policy; None (the random one) costs nothing, and an ensemble the sum of its members.
+
+    `obs` is an observation of the environment, `[1, ...]`; zeros by default. The time of a planner depends on it, that
+    of a network does not.
+    """
     if policy is None:
         return Cost(0, 0, 0, None, 0)
     spec = policy.spec
-    obs = {n: torch.zeros((n, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) for n in (1, *BATCH_SIZES)}
+    one = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) if obs is None else torch.tensor(obs)
+    batches = {size: one.repeat(size, *[1] * (one.ndim - 1)) for size in BATCH_SIZES}
     parts = _parts(policy)
     networks = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
     with torch.no_grad(), inference_threads(1):
         only_networks = len(networks) == len(parts)
-        macs, activations = _products(policy, networks, obs[1]) if only_networks else (None, None)
+        macs, activations = _products(policy, networks, one) if only_networks else (None, None)
         trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
         count = sum(parameter.numel() for parameter in trained) if only_networks else None
         num_bytes = sum(parameter.nbytes for parameter in trained) if only_networks else None
-        latency = measure_latency(partial(policy, obs[1]), WARM_UP_CALLS, TIMED_CALLS, TIMING_S)
+        latency = measure_latency(partial(policy, one), WARM_UP_CALLS, TIMED_CALLS, TIMING_S)
         sizes = [size for size in BATCH_SIZES if only_networks or latency["p50"] * size < MAX_BATCH_US]
         batch_latency = {
-            str(size): measure_latency(partial(policy, obs[size]), 2, TIMED_CALLS, BATCH_TIMING_S) for size in sizes
+            str(size): measure_latency(partial(policy, batches[size]), 2, TIMED_CALLS, BATCH_TIMING_S) for size in sizes
         }
         return Cost(count, num_bytes, macs, latency, activations, batch_latency)
 
