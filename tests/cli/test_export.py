@@ -85,6 +85,9 @@ def test_wrong_arguments_end_in_one_line(arguments: list[str], message: str, run
         "env: CartPole-v1\nevaluate: 7",
         "env: CartPole-v1\nevaluate: {env_kwargs: 7}",
         "env: CartPole-v1\nevaluate: {env_kwargs: {render_mode: [os.abort]}}",
+        "env: {id: CartPole-v1, kwargs: {config: {file: /etc/passwd}}}",
+        "env: {id: CartPole-v1, kwargs: {config: {'a/b': 1}}}",
+        "env: {id: CartPole-v1, kwargs: {config: {frames: {stack: 1_000_000}}}}",
     ],
 )
 def test_wrong_settings_of_the_run_end_in_one_line(settings: str, run: Path) -> None:

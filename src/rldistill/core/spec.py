@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -85,6 +85,15 @@ def _is_small(value: Any, limit: float = 1e5) -> bool:
     if isinstance(value, str):
         return len(value) <= 64
     return value is None or (isinstance(value, int | float) and not abs(value) > limit)
+
+
+def flat_items(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dictionaries, with the path of each as its name, such as `config.duration`."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from flat_items(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 @validated_dataclass

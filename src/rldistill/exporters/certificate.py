@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
-from rldistill.core.spec import EnvConfig, Wrapper, are_small
+from rldistill.core.spec import EnvConfig, Wrapper, are_small, flat_items
 from rldistill.core.worlds import Choice
 from rldistill.data.manifest import Env, Spec
 from rldistill.envs.agent_views import AGENT_VIEWS, wrappers_of_agents
@@ -228,7 +228,7 @@ def require_plain_env(env: EnvConfig, path: Path) -> EnvConfig:
             raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
     worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in env.worlds.items()}
     # A text may name a file, and a large number fill the memory.
-    for key, value in (*env.kwargs.items(), *worlds.items()):
-        if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
+    for key, value in (*flat_items(env.kwargs), *flat_items(worlds)):
+        if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", f"{key}{value}"):
             raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
     return env
