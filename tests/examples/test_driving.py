@@ -43,8 +43,12 @@ def test_teacher_of_the_motorway_plays_merge(tmp_path: Path) -> None:
 
 
 def test_intersection(tmp_path: Path) -> None:
-    small = ["collect={steps: 480, num_streams: 1, envs_per_stream: 4, epsilon: 0.15}", "recipe=offline", "seeds=[0]"]
-    small += ["students={cars: {type: 'examples.intersection:CarSet', size: 16}}", "distill.epochs=20"]
+    small = ["env.kwargs.config.simulation_frequency=5"]  # a third of the time
+    small += ["collect={steps: 240, num_streams: 1, envs_per_stream: 4, epsilon: 0.15}", "recipe=offline", "seeds=[0]"]
+    small += [
+        "students={cars: {type: 'examples.intersection:CarSet', size: 16}}",
+        "distill={losses: [action_nll], epochs: 20, batch_size: 16}",
+    ]
     small += ["evaluate={episodes: 3, metrics: [crashed], videos: false, labeled_episodes: 1}", "verify=false"]
     run_all(load_run(ROOT / "examples" / "intersection.yaml", [f"out={tmp_path}", *small], {}), quiet=True)
     found = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
