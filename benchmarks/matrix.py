@@ -49,7 +49,8 @@ MT10 = (
     "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
 
-HARDER = ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3")
+HARDER = dict.fromkeys(("reach-v3", "push-v3", "pick-place-v3"), (12_000, 4, 6_000))
+ROUNDS = HARDER | {"door-open-v3": (12_000, 6, 8_000)}
 """Tasks of MT10 that need more steps."""
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
@@ -105,7 +106,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
                       "fit": PATIENT | {"epochs": 40, "batch_size": 64, "learning_rate": 5e-3}},
     **{f"MT10-{task}": {"id": "metaworld_tasks:make", "kwargs": {"task": task, "horizon": 250}, "episodes": 60,
                         "module": f"metaworld_tasks:{task.replace('-', '_')}", "steps": 12_000,
-                        "rounds": (12_000, 4, 6_000) if task in HARDER else (6_000, 3, 2_000),
+                        "rounds": ROUNDS.get(task, (6_000, 3, 2_000)),
                         "fit": PATIENT | {"epochs": 10, "learning_rate": 4e-3}} for task in MT10},
 }  # fmt: skip
 
