@@ -10,11 +10,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from rldistill.core.arguments import are_small
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.fields import Stored
+from rldistill.core.fields import Stored, read
 from rldistill.core.heads import CategoricalHead, DeterministicHead, GaussianHead, MultiCategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import AgentSpec, FramePipeline, ObsPart, PolicySpec, Wrapper, are_small
+from rldistill.core.spec import AgentSpec, EnvConfig, FramePipeline, ObsPart, PolicySpec, Views, Wrapper
 
 HEAD = CategoricalHead((2,))
 BOX = DeterministicHead(low=(-1.0, 0.0), high=(1.0, 9.0))
@@ -86,6 +87,15 @@ def test_specs_are_read_as_they_were_written(spec: PolicySpec) -> None:
     assert [*json.loads(document)] == [name for name in PolicySpec.__dataclass_fields__ if name not in empty]
     adapter: TypeAdapter[PolicySpec] = TypeAdapter(Annotated[PolicySpec, Stored()])
     assert adapter.validate_json(document) == spec
+
+
+def test_a_name_stands_for_a_wrapper_without_arguments() -> None:
+    wrapper, named = (
+        Wrapper("TimeAwareObservation"),
+        read(EnvConfig, {"id": "A-v0", "wrappers": ["TimeAwareObservation"]}),
+    )
+    assert named == EnvConfig("A-v0", wrappers=(wrapper,))
+    assert read(Views, {"student": ["TimeAwareObservation"]}) == Views(student=(wrapper,))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_teacher_observes_all_that_the_students_do_not() -> None:
     [
         ({"fra_0": CUE}, r"AgentViews: there is no agent 'fra_0'\. Did you mean 'far_0'\?$"),
         ({"far_0": "StackFrames"}, r"AgentViews\.far_0: found 'StackFrames', expected a list"),
-        ({"far_0": ["StackFrames"]}, r"AgentViews\.far_0\.0: found 'StackFrames', expected keys and values"),
+        ({"far_0": [7]}, r"AgentViews\.far_0\.0: found 7, expected keys and values"),
         ({"far_0": [{"nam": "StackFrames"}]}, r"AgentViews\.far_0\.0\.nam: unknown key"),
         ({"far_0": [{"name": "StackFrame"}]}, r"there is no 'StackFrame' .* Did you mean 'StackFrames'\?$"),
         ({"near": CUE}, r"PadObservation does not accept .*: expected those of \(2,\) values, found 3$"),

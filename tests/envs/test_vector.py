@@ -123,6 +123,8 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
     ("env", "message"),
     [
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeAwareObs"),)), "Did you mean 'TimeAwareObservation'"),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("Vector"),)), r"no 'Vector' in gymnasium\.wrappers\.$"),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("vector"),)), r"no 'vector' in gymnasium\.wrappers\.$"),
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("no_such_module:X"),)), "cannot be imported"),
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not accept"),
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),

@@ -169,7 +169,7 @@ def test_published_environments_of_many_agents_are_allowed(env_id: str, is_allow
         ({"name": "RecordVideo", "kwargs": {"video_folder": "/tmp"}}, "has the wrapper RecordVideo"),
         ({"name": "StackFrames", "kwargs": {"stack": 10**9}}, "has the wrapper StackFrames"),
         ({"name": "AgentViews", "kwargs": {"all": []}}, "has the wrapper AgentViews"),
-        ("StackFrames", r"AgentViews\.agent\.0: found 'StackFrames'"),
+        (7, r"AgentViews\.agent\.0: found 7"),
     ],
 )
 def test_wrappers_of_agents_in_a_file_are_the_allowed_ones(wrapper: Any, message: str | None, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, error_text, short_repr
@@ -74,26 +74,13 @@ class Wrapper:
         return f"{self.name} {short_repr(self.kwargs)}" if self.kwargs else self.name
 
 
-def are_small(kwargs: Mapping[str, Any]) -> bool:
-    """Return True if arguments are few and small; those of an untrusted file could fill the memory."""
-    return len(kwargs) <= 8 and all(_is_small(value) for value in kwargs.values())
+def _named(value: Any) -> Any:
+    """Return the fields of a wrapper that is given by its name alone."""
+    return {"name": value} if isinstance(value, str) else value
 
 
-def _is_small(value: Any, limit: float = 1e5) -> bool:
-    if isinstance(value, list | tuple):
-        return len(value) <= 4_096 and all(_is_small(item, 4_096) for item in value)
-    if isinstance(value, str):
-        return len(value) <= 64
-    return value is None or (isinstance(value, int | float) and not abs(value) > limit)
-
-
-def flat_items(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested dictionaries, with the path of each as its name, such as `config.duration`."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from flat_items(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
+WrapperField = Annotated[Wrapper, BeforeValidator(_named, json_schema_input_type=str | Wrapper)]
+"""Wrapper with keyword arguments, or the name of one without."""
 
 
 @validated_dataclass
@@ -104,8 +91,8 @@ class Views:
     wrapper `AgentViews` has those of each agent or type of agents.
     """
 
-    teacher: tuple[Wrapper, ...] = ()
-    student: tuple[Wrapper, ...] = ()
+    teacher: tuple[WrapperField, ...] = ()
+    student: tuple[WrapperField, ...] = ()
 
 
 @validated_dataclass
@@ -123,7 +110,7 @@ class EnvConfig:
 
     id: str
     kwargs: Arguments = field(default_factory=dict, hash=False)
-    wrappers: tuple[Wrapper, ...] = ()
+    wrappers: tuple[WrapperField, ...] = ()
     views: Views | None = None
     worlds: Worlds = field(default_factory=dict, hash=False)
 

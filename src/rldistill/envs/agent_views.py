@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rldistill.core.entries import find_entry, walk
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.fields import explain, read
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import Wrapper, WrapperField
 from rldistill.envs.entries import CONTAINERS
 from rldistill.envs.multi_agent import JointEnv
 from rldistill.envs.views import Reset, SideBySide, Tap
@@ -70,7 +70,7 @@ class AgentViews(SideBySide):
 def wrappers_of_agents(views: Mapping[str, Any]) -> dict[str, tuple[Wrapper, ...]]:
     """Return the wrappers in the arguments of `AgentViews`; raise ConfigError for other values."""
     try:
-        return read(dict[str, tuple[Wrapper, ...]], views)  # type: ignore[no-any-return]
+        return read(dict[str, tuple[WrapperField, ...]], views)  # type: ignore[no-any-return]
     except ValidationError as error:
         problem = explain(error.errors()[0])
         raise ConfigError(f"env.wrappers: {AGENT_VIEWS}.{problem}. List wrappers with name and kwargs.") from None

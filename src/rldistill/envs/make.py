@@ -59,6 +59,9 @@ OWN_WRAPPERS = (
 )  # fmt: skip
 
 
+GYMNASIUM_WRAPPERS = tuple(name for name in gymnasium.wrappers.__all__ if name != "vector")  # which is a module
+
+
 def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     """Return the class of a wrapper; raise ConfigError, with the nearest name, if there is none."""
     name = wrapper.name
@@ -68,7 +71,7 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
         return _agent_views
     if ":" in name:
         cls: Callable[..., Env] = import_name(name, "env.wrappers")
-    elif name in OWN_WRAPPERS or name in gymnasium.wrappers.__all__:
+    elif name in OWN_WRAPPERS or name in GYMNASIUM_WRAPPERS:
         try:
             cls = getattr(own_wrappers if name in OWN_WRAPPERS else gymnasium.wrappers, name)
         except (ImportError, gymnasium.error.Error) as error:
@@ -76,7 +79,7 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
                 f"env.wrappers: {name} needs a package that is missing ({error_text(error)}). Install it."
             ) from error
     else:
-        hint = did_you_mean(name, [*gymnasium.wrappers.__all__, *OWN_WRAPPERS, AGENT_VIEWS])
+        hint = did_you_mean(name, [*GYMNASIUM_WRAPPERS, *OWN_WRAPPERS, AGENT_VIEWS])
         raise ConfigError(f"env.wrappers: there is no {name!r} in gymnasium.wrappers.{hint}")
     return cls
 

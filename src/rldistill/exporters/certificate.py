@@ -10,8 +10,9 @@ from typing import Annotated
 from pydantic import Field
 from rich.table import Table
 
+from rldistill.core.arguments import are_small, flat_items
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
-from rldistill.core.spec import EnvConfig, Wrapper, are_small, flat_items
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.core.worlds import Choice
 from rldistill.data.manifest import Env, Spec
 from rldistill.envs.agent_views import AGENT_VIEWS, wrappers_of_agents

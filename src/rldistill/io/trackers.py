@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import yaml
 
+from rldistill.core.arguments import flat_items
 from rldistill.core.errors import ConfigError, MissingExtraError
 from rldistill.core.fields import OneOf, invalid, validated_dataclass
-from rldistill.core.spec import flat_items
 
 Scalars = tuple[int, Mapping[str, float]]
 """A step, and the values at it by their names."""

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rldistill.core.arguments import are_small
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text, short_repr
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
-from rldistill.core.spec import PolicySpec, are_small
+from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import CHANGED, Document, read_json, read_value, write_atomic, write_json
 from rldistill.io.tensors import content_hash, load_safetensors
 from rldistill.policies.actor_critic import Actor

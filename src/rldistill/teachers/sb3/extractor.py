@@ -7,10 +7,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rldistill.core.arguments import are_small
 from rldistill.core.entries import first_entry
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import import_name
-from rldistill.core.spec import Obs, PolicySpec, are_small
+from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.state_dicts import load_weights
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from rldistill.core.arguments import are_small
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, error_text, short_repr
-from rldistill.core.spec import FramePipeline, Wrapper, are_small
+from rldistill.core.spec import FramePipeline, Wrapper
 from rldistill.io.untrusted import load_yaml, read_regular
 
 NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
