@@ -68,6 +68,19 @@ def test_report_reads_the_results_of_other_stages(file: Path, monkeypatch: pytes
     assert calls == [Path("elsewhere")]
 
 
+def test_evaluation_updates_the_report_that_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(rldistill, "run_evaluate", lambda *_: None)
+    monkeypatch.setattr(rldistill, "run_report", lambda plan: calls.append(plan.out))
+    arguments = ["evaluate", str(file), "--resume", f"out={file.parent / 'run'}"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert calls == []
+    (file.parent / "run").mkdir()
+    (file.parent / "run" / "report.html").touch()
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert calls == [file.parent / "run"]
+
+
 def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(plan: Any, *_: Any) -> None:
         print("a table")
