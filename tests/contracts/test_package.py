@@ -92,6 +92,11 @@ def test_import_loads_no_large_package(scripts: Path, tmp_path: Path) -> None:
     assert run(scripts / "python", "-c", code, folder=tmp_path).strip() == "set()"
 
 
+def test_commands_load_no_package_that_few_of_them_need(scripts: Path, tmp_path: Path) -> None:
+    code = "import sys, rldistill.run.stages; print({'scipy.stats', 'scipy.signal', 'scipy.optimize'} & {*sys.modules})"
+    assert run(scripts / "python", "-c", code, folder=tmp_path).strip() == "set()"
+
+
 def test_quick_demo_writes_a_report(scripts: Path, tmp_path: Path) -> None:
     run(scripts / "rldistill", "demo", "--quick", folder=tmp_path)
     assert (tmp_path / "runs/pong-quick/report.html").stat().st_size > 100_000

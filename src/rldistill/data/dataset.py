@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import math
 import shutil
 import tempfile
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
@@ -317,7 +317,9 @@ def _returns_to_go(columns: Columns, episodes: list[NDArray[np.int64]], gamma: f
         last = rows[-1]
         if not columns["terminated"][last] and "next_value" in columns:
             rewards[-1] += gamma * columns["next_value"][last]
-        returns[rows] = lfilter([1.0], [1.0, -gamma], rewards[::-1])[::-1]
+        # SciPy has a filter for this, but importing it takes a second.
+        sums = itertools.accumulate(rewards[::-1].tolist(), lambda later, reward: reward + gamma * later)
+        returns[rows] = [*sums][::-1]
     return returns
 
 

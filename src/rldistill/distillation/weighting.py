@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from rldistill.core.entries import value_names
@@ -111,6 +110,8 @@ def weighted_dataset(dataset: Dataset, weighting: Weighting, folder: Path, seed:
 
 def confidence_weights(outputs: list[PolicyOutput]) -> NDArray[np.float64]:
     """Return weights `[N, K]` in proportion to the rank of each teacher's certainty among its own, from 1/N to 1."""
+    from scipy.stats import rankdata  # here, since it takes a second to import
+
     entropies = [output.head.entropy(output.params).numpy() for output in outputs]
     ranks = np.stack([rankdata(-entropy) / len(entropy) for entropy in entropies], 1)
     return np.asarray(ranks / ranks.sum(1, keepdims=True))

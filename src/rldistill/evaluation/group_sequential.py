@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 SEQUENTIAL_RISK = 0.045
 """Risk of a false yes over all analyses: a little below 5%, since means of few returns are only roughly normal."""
@@ -30,7 +29,7 @@ def boundary(counts: Sequence[int], risk: float = SEQUENTIAL_RISK) -> list[float
     reduce, analyses are more correlated than assumed, and the true risk is smaller.
     """
     times = np.asarray(counts, np.float64) / counts[-1]
-    spent = np.minimum(risk, 2 * norm.sf(norm.isf(risk / 2) / np.sqrt(times)))
+    spent = np.minimum(risk, 2 * ndtr(ndtri(risk / 2) / np.sqrt(times)))
     risks: list[float] = []
     nodes, weights = np.zeros(1), np.ones(1)  # density of the process at the last analysis, without rejected paths
     before = 0.0
@@ -38,10 +37,11 @@ def boundary(counts: Sequence[int], risk: float = SEQUENTIAL_RISK) -> list[float
         step = math.sqrt(time - previous)
         bottom = -MAX_STD * math.sqrt(time)
         limit = _limit(nodes, weights, step, total - before, -bottom)
-        risks.append(float(norm.sf(limit / math.sqrt(time))))
+        risks.append(float(ndtr(-limit / math.sqrt(time))))
         points, point_weights = np.polynomial.legendre.leggauss(NUM_POINTS)
         next_nodes = (limit - bottom) / 2 * points + (limit + bottom) / 2
-        density = norm.pdf((next_nodes[:, None] - nodes) / step) / step @ weights
+        moves = (next_nodes[:, None] - nodes) / step
+        density = np.exp(-(moves**2) / 2) / (math.sqrt(2 * math.pi) * step) @ weights
         nodes, weights = next_nodes, density * point_weights * (limit - bottom) / 2
         before = total
     return risks
@@ -49,8 +49,9 @@ def boundary(counts: Sequence[int], risk: float = SEQUENTIAL_RISK) -> list[float
 
 def _limit(nodes: NDArray[Any], weights: NDArray[Any], step: float, probability: float, top: float) -> float:
     """Return the limit that a step from the weighted `nodes` exceeds with this probability."""
+    from scipy.optimize import brentq  # here, since few commands need it and it takes long to import
 
     def excess(limit: float) -> float:
-        return float(norm.sf((limit - nodes) / step) @ weights) - probability
+        return float(ndtr((nodes - limit) / step) @ weights) - probability
 
     return top if excess(top) > 0 else float(brentq(excess, -top, top, xtol=1e-10))

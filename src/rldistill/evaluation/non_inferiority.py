@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, stdtr, stdtrit
 
 from rldistill.evaluation.statistics import Returns
@@ -108,6 +107,8 @@ class _Error:
             return low
         if self.quantile(high) >= score:
             return high
+        from scipy.optimize import brentq  # here, since few commands need it and it takes long to import
+
         return float(brentq(lambda risk: self.quantile(risk) - score, low, high))
 
 

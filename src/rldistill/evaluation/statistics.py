@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.special import ndtr, ndtri, stdtrit
 
 NUM_RESAMPLES = 2_000
 CHUNK_SIZE = 2_000_000
@@ -118,14 +117,14 @@ def estimate(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: i
     if math.isnan(value) or len(valid) < 0.975 * NUM_RESAMPLES:
         return Estimate(value, None)
     below = ((valid < value).mean() + (valid <= value).mean()) / 2
-    bias = float(norm.ppf(np.clip(below, 1 / NUM_RESAMPLES, 1 - 1 / NUM_RESAMPLES)))
+    bias = float(ndtri(np.clip(below, 1 / NUM_RESAMPLES, 1 - 1 / NUM_RESAMPLES)))
     episodes = samples[0].shape[1]
     acceleration = _acceleration(statistic, samples) * math.sqrt(episodes / (distinct or episodes))
     half = _half_width(samples[0], distinct or episodes)
     ends = []
     for z in (bias - half, bias + half):
         bend = 1 - acceleration * z
-        ends.append(float(norm.cdf(bias + z / bend)) if bend > 0 else float(z > 0))
+        ends.append(float(ndtr(bias + z / bend)) if bend > 0 else float(z > 0))
     low, high = np.quantile(valid, ends)
     return Estimate(value, (float(low), float(high)))
 
@@ -172,6 +171,6 @@ def _half_width(sample: Returns, episodes: int) -> float:
     between = float(np.nanmean(sample, 1).var(ddof=1)) / runs if runs > 1 else 0.0
     drawn = within * (1 - 1 / episodes) + between * (1 - 1 / runs)
     if drawn == 0:
-        return float(norm.ppf(0.975))
+        return float(ndtri(0.975))
     freedom = (within + between) ** 2 / (within**2 / max(1, episodes - 1) + between**2 / max(1, runs - 1))
-    return float(student_t.ppf(0.975, freedom)) * math.sqrt((within + between) / drawn)
+    return float(stdtrit(freedom, 0.975)) * math.sqrt((within + between) / drawn)

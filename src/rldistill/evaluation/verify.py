@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, computed_field
 from rich.table import Table
-from scipy.stats import norm, ttest_ind_from_stats
+from scipy.special import ndtri
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
@@ -71,7 +71,7 @@ class Claim:
         difference = float(returns.mean() - self.mean)
         variance = returns.var(ddof=1) / len(returns) if len(returns) > 1 else 0.0
         variance += self.std**2 / self.episodes if self.episodes else 0.0
-        half = float(norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(variance))
+        half = float(ndtri((1 + CONFIDENCE) / 2) * math.sqrt(variance))
         inside, near = abs(difference) <= half, abs(difference) <= TOLERANCE * abs(self.mean)
         reason = "it lies outside the 99% interval of the difference, and more than 10% away"
         if inside or near:
@@ -310,4 +310,6 @@ def _p_better(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     stds = a.std(ddof=1), b.std(ddof=1)
     if max(stds) == 0:
         return 0.0
+    from scipy.stats import ttest_ind_from_stats  # here, since it takes a second to import
+
     return float(ttest_ind_from_stats(a.mean(), stds[0], len(a), b.mean(), stds[1], len(b), equal_var=False).pvalue)
