@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from rldistill.cli.main import app
@@ -48,6 +49,18 @@ def test_student_plays_in_the_environment_of_the_evaluation(run: Path) -> None:
     assert certificate["formats"]["onnx"]["closed_loop"]["mean"] == 7
 
 
+def test_environment_and_classes_of_a_run_file_are_trusted(run: Path, tmp_path: Path) -> None:
+    settings = {"id": "CartPole-v1", "kwargs": {"max_episode_steps": 7}}
+    (run / "config.yaml").write_text("env: {id: 'os:abort'}\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump({"env": settings, "teacher": "zoo:cartpole-ppo", "students": {"m": {"type": "mlp"}}})
+    )
+    assert invoke(run, "--student", "small", "--env", file, *FAST)[0] == 0
+    certificate = json.loads((run / "export" / "small" / "parity.json").read_text())
+    assert certificate["formats"]["onnx"]["closed_loop"]["mean"] == 7
+
+
 def test_any_policy(run: Path, tmp_path: Path) -> None:
     policy = run / "students" / "small" / "seed-0"
     assert invoke(policy, "--env", "CartPole-v1", "--out", tmp_path / "export", *FAST)[0] == 0
@@ -85,9 +98,6 @@ def test_wrong_arguments_end_in_one_line(arguments: list[str], message: str, run
         "env: CartPole-v1\nevaluate: 7",
         "env: CartPole-v1\nevaluate: {env_kwargs: 7}",
         "env: CartPole-v1\nevaluate: {env_kwargs: {render_mode: [os.abort]}}",
-        "env: {id: CartPole-v1, kwargs: {config: {file: /etc/passwd}}}",
-        "env: {id: CartPole-v1, kwargs: {config: {'a/b': 1}}}",
-        "env: {id: CartPole-v1, kwargs: {config: {frames: {stack: 1_000_000}}}}",
     ],
 )
 def test_wrong_settings_of_the_run_end_in_one_line(settings: str, run: Path) -> None:

@@ -134,10 +134,11 @@ def test_environment_with_code_in_a_certificate_is_refused(copied: Path) -> None
         verify_export(copied, progress=False)
 
 
-def test_nested_arguments_of_an_environment_are_read() -> None:
-    config = {"observation": {"type": "Kinematics", "features": ["x", "vx"], "range": {"x": [-100, 100]}}, "cars": 8}
-    env = EnvConfig("CartPole-v1", {"config": config})
-    assert require_plain_env(env, Path("parity.json")) == env
+@pytest.mark.parametrize("config", [{}, {"a": 1}, {"other_vehicles_type": "os.system"}])
+def test_nested_arguments_of_a_file_are_refused(config: dict[str, Any]) -> None:
+    env = EnvConfig("CartPole-v1", {"config": config})  # highway-env imports the objects that its `config` names
+    with pytest.raises(UntrustedFileError, match=r"the environment has config=.*Pass --env\."):
+        require_plain_env(env, Path("parity.json"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -53,7 +54,7 @@ ShardOption = Annotated[
 ]
 TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ...; with options: q.onnx,head=q_values,scale=0.5"
 Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False, autocompletion=complete_teacher)]
-ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
+ENV_HELP = "Gymnasium id, as in a run file: '{id: ..., wrappers: [...]}', or a run file of yours"
 Env = Annotated[str, typer.Option("--env", help=ENV_HELP, show_default=False)]
 EnvKwargs = Annotated[
     list[str] | None,
@@ -101,16 +102,24 @@ def parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
-    """Return the environment of the options --env and --env-kwarg; raise ConfigError if a value is not valid."""
-    from rldistill.recipes.fields import EnvField
-    from rldistill.run.config import parse_value
+    """Return the environment of the options --env and --env-kwarg; raise ConfigError if a value is not valid.
 
+    A run file gives the environment of its evaluation. The classes that it names are imported and trusted.
+    """
+    from rldistill.evaluation.worlds import evaluation_env
+    from rldistill.recipes.fields import EnvField
+    from rldistill.run.config import load_run, parse_value
+
+    if text.endswith((".yaml", ".yml")):
+        run = load_run(Path(text))
+        env = evaluation_env(run.env, run.evaluate)
+        return dataclasses.replace(env, kwargs=env.kwargs | parse_pairs("--env-kwarg", kwargs or ()))
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
     own = values.get("kwargs")
     if kwargs and isinstance(own, dict | None):  # any other value is refused below
         values["kwargs"] = (own or {}) | parse_pairs("--env-kwarg", kwargs)
-    env: rldistill.EnvConfig = read_options("env.", EnvField, values)
-    return env
+    found: rldistill.EnvConfig = read_options("env.", EnvField, values)
+    return found
 
 
 def parse_teacher(text: str) -> rldistill.SavedTeacher:

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from rich.table import Table
 
-from rldistill.core.arguments import are_small, flat_items
+from rldistill.core.arguments import are_small
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.core.worlds import Choice
@@ -229,7 +229,7 @@ def require_plain_env(env: EnvConfig, path: Path) -> EnvConfig:
             raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
     worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in env.worlds.items()}
     # A text may name a file, and a large number fill the memory.
-    for key, value in (*flat_items(env.kwargs), *flat_items(worlds)):
-        if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", f"{key}{value}"):
+    for key, value in (*env.kwargs.items(), *worlds.items()):
+        if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
             raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
     return env

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import yaml
 
-from rldistill.core.arguments import flat_items
 from rldistill.core.errors import ConfigError, MissingExtraError
 from rldistill.core.fields import OneOf, invalid, validated_dataclass
 
@@ -213,7 +212,7 @@ class _MLflowSession(TrackerSession):
         experiment = self.client.get_experiment_by_name(config.experiment)
         number = experiment.experiment_id if experiment else self.client.create_experiment(config.experiment)
         self.id = self.client.create_run(number, run_name=run.name).info.run_id
-        params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in flat_items(run.config)]
+        params = [Param(key, value[:MAX_PARAM_CHARS]) for key, value in _flat(run.config)]
         self.client.log_batch(self.id, params=params[:100])
         self.client.log_text(self.id, yaml.safe_dump(run.config, sort_keys=False), "config.yaml")
 
@@ -238,6 +237,15 @@ def _require(package: str) -> None:
     spec = find_spec(package)
     if spec is None or spec.origin is None:  # such as the folder `wandb` that an earlier run has left
         raise MissingExtraError(f"track: {package}", package)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings of a run file as text, with the path of each as its name."""
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, str(value)
 
 
 TRACKERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
