@@ -217,7 +217,13 @@ A3C = Path(__file__).parents[2] / ".." / "shared" / "teachers" / "baby-a3c" / "p
 def test_a_recurrent_pong_teacher_with_another_view_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     few = ["collect.steps=480", "collect.block_steps=30", "env.kwargs={max_episode_steps: 40}", "evaluate.episodes=2"]
-    few += ["distill.epochs=1", "evaluate.videos=false", f"out={tmp_path}"]
+    few += [
+        "recipe.rounds=1",
+        "recipe.steps_per_round=160",
+        "distill.epochs=1",
+        "evaluate.videos=false",
+        f"out={tmp_path}",
+    ]
     path = f"teacher=examples.baby_a3c:BabyA3C@{A3C}"
     run = load_run(Path("examples/pong-a3c.yaml"), [path, *few], environment={})
     assert load_policy(run.teacher.path).initial_state(3).shape == (3, 256)  # type: ignore[union-attr]
