@@ -49,9 +49,10 @@ MT10 = (
     "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
 
-HARDER = dict.fromkeys(("reach-v3", "push-v3", "pick-place-v3"), (12_000, 4, 6_000))
-ROUNDS = HARDER | {"door-open-v3": (12_000, 6, 8_000)}
-"""Tasks of MT10 that need more steps."""
+ROUNDS = dict.fromkeys(("reach-v3", "push-v3", "pick-place-v3"), (12000, 4, 6000)) | {
+    "door-open-v3": (12_000, 6, 8_000)
+}
+"""Steps, rounds and steps of each round of the tasks of MT10 that need more than the others."""
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
 # `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does; how

@@ -77,8 +77,19 @@ def test_evaluation_updates_the_report_that_is_there(file: Path, monkeypatch: py
     assert calls == []
     (file.parent / "run").mkdir()
     (file.parent / "run" / "report.html").touch()
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    artifacts.write_json(file.parent / "run" / "evaluation.json", {"episodes": 3})
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(result.stdout) == {"episodes": 3}
     assert calls == [file.parent / "run"]
+
+
+def test_shard_of_an_evaluation_leaves_the_report(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rldistill.run.stages.run_shard", lambda *_: None)
+    monkeypatch.setattr(rldistill, "run_report", None)
+    (file.parent / "run").mkdir()
+    (file.parent / "run" / "report.html").touch()
+    arguments = ["evaluate", str(file), "--shard", "1/2", f"out={file.parent / 'run'}"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_import_loads_no_large_package(scripts: Path, tmp_path: Path) -> None:
     assert run(scripts / "python", "-c", code, folder=tmp_path).strip() == "set()"
 
 
-def test_commands_load_no_package_that_few_of_them_need(scripts: Path, tmp_path: Path) -> None:
+def test_stages_import_slow_parts_of_scipy_only_on_use(scripts: Path, tmp_path: Path) -> None:
     code = "import sys, rldistill.run.stages; print({'scipy.stats', 'scipy.signal', 'scipy.optimize'} & {*sys.modules})"
     assert run(scripts / "python", "-c", code, folder=tmp_path).strip() == "set()"
 

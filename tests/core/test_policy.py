@@ -90,12 +90,10 @@ def test_specs_are_read_as_they_were_written(spec: PolicySpec) -> None:
 
 
 def test_a_name_stands_for_a_wrapper_without_arguments() -> None:
-    wrapper, named = (
-        Wrapper("TimeAwareObservation"),
-        read(EnvConfig, {"id": "A-v0", "wrappers": ["TimeAwareObservation"]}),
-    )
-    assert named == EnvConfig("A-v0", wrappers=(wrapper,))
-    assert read(Views, {"student": ["TimeAwareObservation"]}) == Views(student=(wrapper,))
+    env = read(EnvConfig, {"id": "A-v0", "wrappers": ["TimeAwareObservation"]})
+    assert env == EnvConfig("A-v0", wrappers=(Wrapper("TimeAwareObservation"),))
+    views = read(Views, {"student": ["TimeAwareObservation"]})
+    assert views == Views(student=(Wrapper("TimeAwareObservation"),))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import EnvConfig, Views, Wrapper
+from rldistill.envs.agent_views import wrappers_of_agents
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 
@@ -84,12 +85,19 @@ def test_teacher_observes_all_that_the_students_do_not() -> None:
     assert both.student.agents == both.teacher.agents
 
 
+def test_a_name_stands_for_a_wrapper_of_an_agent() -> None:
+    assert wrappers_of_agents({"far": ["StackFrames"]}) == {"far": (Wrapper("StackFrames"),)}
+
+
 @pytest.mark.parametrize(
     ("views", "message"),
     [
         ({"fra_0": CUE}, r"AgentViews: there is no agent 'fra_0'\. Did you mean 'far_0'\?$"),
         ({"far_0": "StackFrames"}, r"AgentViews\.far_0: found 'StackFrames', expected a list"),
-        ({"far_0": [7]}, r"AgentViews\.far_0\.0: found 7, expected keys and values"),
+        (
+            {"far_0": [7]},
+            r"AgentViews\.far_0\.0: found 7, expected the name of a wrapper, or its name and kwargs\. List",
+        ),
         ({"far_0": [{"nam": "StackFrames"}]}, r"AgentViews\.far_0\.0\.nam: unknown key"),
         ({"far_0": [{"name": "StackFrame"}]}, r"there is no 'StackFrame' .* Did you mean 'StackFrames'\?$"),
         ({"near": CUE}, r"PadObservation does not accept .*: expected those of \(2,\) values, found 3$"),

@@ -155,5 +155,5 @@ def test_a_function_is_timed_with_the_observation() -> None:
         seen.append(own.copy())
         return 0
 
-    measure_cost(FunctionPolicy(control, LANDER), obs)
+    measure_cost(FunctionPolicy(control, LANDER), torch.from_numpy(obs))
     assert {own.tobytes() for own in seen} == {obs.tobytes()}

@@ -179,15 +179,19 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate teacher, students and a random policy on the same episodes, and update the report if there is one."""
+    """Evaluate teacher, students and a random policy on the same episodes, and update a report that exists."""
     if shard is not None and as_json:
         raise ConfigError("--json: a shard has no result. Print that of the last command, without --shard.")
     settings = [*settings_of(overrides, backend, workers), *["evaluate.sequential=true"] * sequential]
     mode = mode_of(resume, overwrite)
-    run = _run_stage(_part_of("evaluate", shard, mode), file, settings, mode, quiet, as_json)
-    if shard is None and (run.out / "report.html").exists():
-        with output(quiet, as_json):
+    part = _part_of("evaluate", shard, mode)
+
+    def stage(run: rldistill.Run, mode: rldistill.Mode, quiet: bool) -> None:
+        part(run, mode, quiet)
+        if shard is None and (run.out / "report.html").exists():
             rldistill.run_report(run)
+
+    _run_stage(stage, file, settings, mode, quiet, as_json)
 
 
 @app.command()

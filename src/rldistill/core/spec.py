@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, error_text, short_repr
-from rldistill.core.fields import OPTIONAL, Stored, validated_dataclass
+from rldistill.core.fields import OPTIONAL, Stored, invalid, validated_dataclass
 from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 from rldistill.core.worlds import Worlds
 
@@ -76,11 +76,13 @@ class Wrapper:
 
 def _named(value: Any) -> Any:
     """Return the fields of a wrapper that is given by its name alone."""
+    if not isinstance(value, str | Mapping | Wrapper):
+        raise invalid(f"found {short_repr(value)}, expected the name of a wrapper, or its name and kwargs")
     return {"name": value} if isinstance(value, str) else value
 
 
 WrapperField = Annotated[Wrapper, BeforeValidator(_named, json_schema_input_type=str | Wrapper)]
-"""Wrapper with keyword arguments, or the name of one without."""
+"""Wrapper, or the name of a wrapper without arguments."""
 
 
 @validated_dataclass

@@ -317,7 +317,7 @@ def _returns_to_go(columns: Columns, episodes: list[NDArray[np.int64]], gamma: f
         last = rows[-1]
         if not columns["terminated"][last] and "next_value" in columns:
             rewards[-1] += gamma * columns["next_value"][last]
-        # SciPy has a filter for this, but importing it takes a second.
+        # SciPy has a filter for this, but its import takes a second.
         sums = itertools.accumulate(rewards[::-1].tolist(), lambda later, reward: reward + gamma * later)
         returns[rows] = [*sums][::-1]
     return returns

@@ -110,7 +110,7 @@ def weighted_dataset(dataset: Dataset, weighting: Weighting, folder: Path, seed:
 
 def confidence_weights(outputs: list[PolicyOutput]) -> NDArray[np.float64]:
     """Return weights `[N, K]` in proportion to the rank of each teacher's certainty among its own, from 1/N to 1."""
-    from scipy.stats import rankdata  # here, since it takes a second to import
+    from scipy.stats import rankdata  # here, because the import is slow and few commands need it
 
     entropies = [output.head.entropy(output.params).numpy() for output in outputs]
     ranks = np.stack([rankdata(-entropy) / len(entropy) for entropy in entropies], 1)

@@ -73,7 +73,9 @@ def wrappers_of_agents(views: Mapping[str, Any]) -> dict[str, tuple[Wrapper, ...
         return read(dict[str, tuple[WrapperField, ...]], views)  # type: ignore[no-any-return]
     except ValidationError as error:
         problem = explain(error.errors()[0])
-        raise ConfigError(f"env.wrappers: {AGENT_VIEWS}.{problem}. List wrappers with name and kwargs.") from None
+        raise ConfigError(
+            f"env.wrappers: {AGENT_VIEWS}.{problem}. List wrappers by name, or with name and kwargs."
+        ) from None
 
 
 def agent_views_of(env: Env, wrap: Wrap, views: Mapping[str, Any]) -> AgentViews:

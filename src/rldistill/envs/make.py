@@ -57,9 +57,8 @@ OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
     "PadObservation", "WorldParameters", "LastAction",
 )  # fmt: skip
-
-
-GYMNASIUM_WRAPPERS = tuple(name for name in gymnasium.wrappers.__all__ if name != "vector")  # which is a module
+# `vector` is a module, not a wrapper.
+GYMNASIUM_WRAPPERS = tuple(name for name in gymnasium.wrappers.__all__ if name != "vector")
 
 
 def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:

@@ -239,7 +239,9 @@ def _teachability(probes: Returns, best: Returns, random: Returns) -> float | No
 
 
 def _score(teacher: Policy, data: Dataset, result: ProbeResult, best: Returns, random: Returns) -> TeacherScore:
-    cost, head, labels = measure_cost(teacher), data.spec.head, torch.from_numpy(data.columns["teacher"])
+    head, labels = data.spec.head, torch.from_numpy(data.columns["teacher"])
+    own_view = data.spec.obs_shape == teacher.spec.obs_shape
+    cost = measure_cost(teacher, data.observations(np.arange(1)) if own_view else None)
     probes = result.probes[None]
     assert not isinstance(probes, str)  # of one teacher, it would have been raised
     return TeacherScore(

@@ -49,7 +49,7 @@ def boundary(counts: Sequence[int], risk: float = SEQUENTIAL_RISK) -> list[float
 
 def _limit(nodes: NDArray[Any], weights: NDArray[Any], step: float, probability: float, top: float) -> float:
     """Return the limit that a step from the weighted `nodes` exceeds with this probability."""
-    from scipy.optimize import brentq  # here, since few commands need it and it takes long to import
+    from scipy.optimize import brentq  # here, because the import is slow and few commands need it
 
     def excess(limit: float) -> float:
         return float(ndtr((nodes - limit) / step) @ weights) - probability

@@ -100,12 +100,12 @@ class Match:
             return env.reset()
 
     def cost(self, entry: PolicyRuns) -> Cost:
-        """Return the cost of a policy with its first training seed, for the first observation of an episode."""
+        """Return the cost of the policy of the first training seed, measured with the first observation."""
         if entry.first is None:
             return measure_cost(None)
         views = observation_views(self.env)
         policy = with_action_mask(entry.first, getattr(views, entry.side))
-        return measure_cost(policy, views.select(entry.side, self.first_obs))
+        return measure_cost(policy, torch.from_numpy(views.select(entry.side, self.first_obs)))
 
     def play_all(self, progress: Progress) -> None:
         """Play all episodes; with `sequential`, those of each student until it is decided."""

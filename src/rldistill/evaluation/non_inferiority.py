@@ -107,7 +107,7 @@ class _Error:
             return low
         if self.quantile(high) >= score:
             return high
-        from scipy.optimize import brentq  # here, since few commands need it and it takes long to import
+        from scipy.optimize import brentq  # here, because the import is slow and few commands need it
 
         return float(brentq(lambda risk: self.quantile(risk) - score, low, high))
 

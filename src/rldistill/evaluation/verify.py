@@ -310,6 +310,6 @@ def _p_better(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     stds = a.std(ddof=1), b.std(ddof=1)
     if max(stds) == 0:
         return 0.0
-    from scipy.stats import ttest_ind_from_stats  # here, since it takes a second to import
+    from scipy.stats import ttest_ind_from_stats  # here, because the import is slow and few commands need it
 
     return float(ttest_ind_from_stats(a.mean(), stds[0], len(a), b.mean(), stds[1], len(b), equal_var=False).pvalue)

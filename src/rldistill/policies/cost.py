@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,16 +55,16 @@ class Cost:
     batch_latency_us: dict[str, dict[str, float]] | None = None
 
 
-def measure_cost(policy: Policy | None, obs: NDArray[Any] | None = None) -> Cost:
+def measure_cost(policy: Policy | None, obs: Tensor | None = None) -> Cost:
     """Measure a policy; None (the random one) costs nothing, and an ensemble the sum of its members.
 
-    `obs` is an observation of the environment, `[1, ...]`; zeros by default. The time of a planner depends on it, that
-    of a network does not.
+    `obs` is an observation of the environment, `[1, ...]`; zeros if None. The latency of planners and other functions
+    depends on it.
     """
     if policy is None:
         return Cost(0, 0, 0, None, 0)
     spec = policy.spec
-    one = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) if obs is None else torch.tensor(obs)
+    one = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) if obs is None else obs
     batches = {size: one.repeat(size, *[1] * (one.ndim - 1)) for size in BATCH_SIZES}
     parts = _parts(policy)
     networks = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])

@@ -10,7 +10,7 @@ from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import validated_dataclass
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Obs, ObsPart, Parts, PolicySpec, Wrapper
+from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Obs, ObsPart, Parts, PolicySpec, Wrapper, WrapperField
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.ensemble import Committee
 from rldistill.teachers.fingerprint import IdentifiedWrapper
@@ -26,7 +26,7 @@ class CommitteeMember(SavedTeacher):
             `args.yml` have theirs already.
     """
 
-    view: tuple[Wrapper, ...] = ()
+    view: tuple[WrapperField, ...] = ()
 
 
 AnyMember = CommitteeMember | TeacherEnsemble | Policy
