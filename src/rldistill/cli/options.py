@@ -54,7 +54,8 @@ ShardOption = Annotated[
 ]
 TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ...; with options: q.onnx,head=q_values,scale=0.5"
 Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False, autocompletion=complete_teacher)]
-ENV_HELP = "Gymnasium id, as in a run file: '{id: ..., wrappers: [...]}', or a run file of yours"
+NEW_ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
+ENV_HELP = f"{NEW_ENV_HELP}; or a run file that you trust"
 Env = Annotated[str, typer.Option("--env", help=ENV_HELP, show_default=False)]
 EnvKwargs = Annotated[
     list[str] | None,

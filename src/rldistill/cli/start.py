@@ -15,7 +15,7 @@ import typer
 
 import rldistill
 from rldistill.cli.completion import complete_teacher
-from rldistill.cli.options import ENV_HELP, TEACHER_HELP, Quiet, output, parse_env, parse_teacher, require_new
+from rldistill.cli.options import NEW_ENV_HELP, TEACHER_HELP, Quiet, output, parse_env, parse_teacher, require_new
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
 
 TRAIN = "train"
@@ -30,7 +30,7 @@ TRAINED = """
 
 def init(
     file: Annotated[Path | None, typer.Argument(help="Run file to write; by default ENV.yaml.")] = None,
-    env: Annotated[str | None, typer.Option(help=ENV_HELP, show_default=False)] = None,
+    env: Annotated[str | None, typer.Option(help=NEW_ENV_HELP, show_default=False)] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
