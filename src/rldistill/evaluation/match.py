@@ -96,7 +96,7 @@ class Match:
     @cached_property
     def first_obs(self) -> NDArray[Any]:
         """First observation of an episode, `[1, ...]`."""
-        with closing(make_vector_env(self.env, 1, lambda slot, nth: self.base.seed)) as env:
+        with closing(make_vector_env(self.env, 1, lambda slot, nth: 0)) as env:
             return env.reset()
 
     def cost(self, entry: PolicyRuns) -> Cost:
