@@ -53,6 +53,16 @@ def test_verdict_says_whether_the_teacher_was_kept(
     assert text.endswith(f", and has 4.0 times fewer trained parameters than its teacher{ends}.")
 
 
+def test_verdict_tells_the_episodes_to_a_no_where_that_is_more_likely(evaluation: dict[str, Any]) -> None:
+    test = answer("undecided", 2, estimate=-1.0, episodes=2)
+    evaluation["policies"]["small-mlp"]["non_inferiority"] = test
+    text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
+    assert text.endswith("; for a no, which is more likely, run 2 more episodes.")
+    assert "a yes takes" not in text
+    evaluation["policies"]["small-mlp"]["non_inferiority"] = test | {"estimate": 1.0}
+    assert "; a yes takes at least 59 episodes; run 2" in verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -323,7 +323,8 @@ def verdict(evaluation: Evaluation) -> str:
         more = "; more episodes would not decide it"
     elif test.decision == "undecided":
         least = f"; a yes takes at least {test.min_episodes} episodes" if test.episodes < test.min_episodes else ""
-        more = f"{least}; run {test.episodes_needed:,} more episodes"
+        expected = f"{least}; run" if test.estimate > 0 else "; for a no, which is more likely, run"
+        more = f"{expected} {test.episodes_needed:,} more episodes"
     return f"{decision} {percent_text(1 - test.margin)} of {lead}: it reaches {result} {facts}{more}."
 
 
