@@ -17,6 +17,8 @@ from rldistill.evaluation.worlds import evaluation_env, world_rows
 from rldistill.reporting import write_report
 from rldistill.students import Mlp
 
+from ..conftest import Reports
+
 WORLDS = EnvConfig("CartPole-v1", worlds={"length": (0.25, 0.75), "masspole": (0.1, 0.2)})
 
 
@@ -41,6 +43,17 @@ def test_results_are_those_of_the_named_worlds(teacher: NetworkPolicy, tmp_path:
     assert Evaluation.read(tmp_path / "evaluation.json").worlds == result.worlds
     assert "Other worlds" in write_report(tmp_path).read_text(encoding="utf-8")
     assert "### Other worlds" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_progress_counts_the_episodes_in_all_worlds(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    kinds = {name: {"length": Choice((length,))} for name, length in (("long", 0.9), ("short", 0.2))}
+    reports: list[tuple[int, int]] = []
+    receiver = Reports(lambda *report: reports.append(report))
+    evaluate(WORLDS, {"teacher": teacher}, EvaluateConfig(3, videos=False, worlds=kinds), tmp_path, progress=receiver)
+    done, totals = zip(*reports, strict=True)
+    assert list(done) == sorted(done)
+    assert reports[-1] == (18, 18)  # 3 episodes of teacher and random play, in sampled, long and short worlds
+    assert set(totals) == {6, 18}
 
 
 def test_unknown_parameters_are_refused_under_their_key() -> None:

@@ -41,6 +41,7 @@ from rldistill.students.storage import load_native, save_policy
 from rldistill.students.team import TeamPolicy
 from rldistill.teachers.load import SavedTeacher, TeamTeacher
 
+from ..conftest import Reports
 from ..envs import multi_agent_envs
 
 ID = f"pettingzoo:{multi_agent_envs.__name__}:make_signals"
@@ -325,8 +326,12 @@ def test_scores_of_mixed_teams_are_those_of_the_same_episodes() -> None:
     # Another teacher's first episodes score 10, as those of the planner, and the rest, which no team plays, score 5.
     best = np.array([[10.0] * 3 + [5.0] * 5])
     returns = {"teacher": best, "s": best, "random": np.array([[0.0] * 3 + [4.0] * 5])}
-    result = mixed_teams(ENV, entries, returns, 3, PlayConfig(), SILENT)
+    reports: list[tuple[int, int]] = []
+    result = mixed_teams(ENV, entries, returns, 3, PlayConfig(), Reports(lambda *report: reports.append(report)))
     assert result is not None
+    assert reports == sorted(reports)
+    assert {total for _, total in reports} == {reports[-1][0]}
+    assert len({done for done, _ in reports}) > 3  # of more than one team of three episodes
     assert result.compositions["1 of 3 agents replaced"]["s"].normalized == pytest.approx(1.0)
     assert result.compositions["1 of 3 agents replaced"]["s"].lost == pytest.approx(0.0)
 

@@ -26,7 +26,7 @@ from rldistill.evaluation.episodes import (
     reference_name,
 )
 from rldistill.evaluation.statistics import Returns
-from rldistill.io.progress import Progress
+from rldistill.io.progress import Part, Progress
 from rldistill.policies.joint import MixedTeam, RandomTeam, agent_views
 from rldistill.policies.wrappers import with_action_mask
 
@@ -62,12 +62,8 @@ def mixed_teams(
     acting, joint = on_env(teacher, "teacher"), replace(base, side=None)
     episodes = min(episodes, *(own.shape[1] for own in returns.values()))
     reference, best = (returns[name][:, :episodes] for name in (reference_name(policies), "teacher"))
-    compositions: dict[str, dict[str, PerturbedReturns]] = {}
+    planned: list[tuple[str, str, list[Policy]]] = []
     agreement: dict[str, dict[str, float]] = {}
-
-    def result(name: str, teams: list[Policy]) -> PerturbedReturns:
-        own = np.stack([play(env, team, episodes, joint, progress=progress).returns for team in teams])
-        return PerturbedReturns.of(own, returns[name][:, :episodes], best, reference)
 
     for name, entry in policies.items():
         if entry.kind not in ("teacher", "student"):
@@ -77,7 +73,16 @@ def mixed_teams(
             first = next(run for run in entry.runs.values() if run is not None)
             agreement[name] = _agreement(env, first, teacher, spec, episodes, base)
         for composition, teams in _teams(runs, acting if entry.kind == "student" else None, views, base.seed):
-            compositions.setdefault(composition, {})[name] = result(name, teams)
+            planned.append((name, composition, teams))
+    compositions: dict[str, dict[str, PerturbedReturns]] = {}
+    done, total = 0, episodes * sum(len(teams) for *_, teams in planned)
+    for name, composition, teams in planned:
+        played = []
+        for team in teams:
+            played.append(play(env, team, episodes, joint, progress=Part(progress, done, total)).returns)
+            done += episodes
+        own = PerturbedReturns.of(np.stack(played), returns[name][:, :episodes], best, reference)
+        compositions.setdefault(composition, {})[name] = own
     return Teams(episodes=episodes, compositions=compositions, agreement=agreement)
 
 

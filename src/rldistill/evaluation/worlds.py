@@ -15,7 +15,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play, reference_name
 from rldistill.evaluation.statistics import Estimate, estimate, mean, normalized_score
 from rldistill.evaluation.tables import Record, Rows, TableCell, interval_text, number_text
-from rldistill.io.progress import Progress
+from rldistill.io.progress import Part, Progress
 
 
 class WorldReturns(Record):
@@ -76,12 +76,16 @@ def other_worlds(
     Parameters that a kind leaves out are drawn as in `env.worlds`.
     """
     results: WorldResults = {}
+    done, total = 0, episodes * len(config.worlds) * sum(len(entry.runs) for entry in policies.values())
     for kind, worlds in config.worlds.items():
         changed = _in_worlds(env, worlds)
         returns, distinct = {}, {}
         for name, entry in policies.items():
             side = dataclasses.replace(base, side=entry.side)
-            runs = [play(changed, run, episodes, side, progress=progress) for run in entry.runs.values()]
+            runs = []
+            for run in entry.runs.values():
+                runs.append(play(changed, run, episodes, side, progress=Part(progress, done, total)))
+                done += episodes
             returns[name], distinct[name] = np.stack([run.returns for run in runs]), min(run.distinct for run in runs)
         compared = returns["teacher"], returns[reference_name(policies)]
         results[kind] = {
