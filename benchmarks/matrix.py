@@ -48,10 +48,8 @@ MT10 = (
     "reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
     "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
-
-ROUNDS = dict.fromkeys(("reach-v3", "push-v3", "pick-place-v3"), (12000, 4, 6000)) | {
-    "door-open-v3": (12_000, 6, 8_000)
-}
+ROUNDS = {"reach-v3": (12_000, 4, 6_000), "push-v3": (12_000, 4, 6_000), "pick-place-v3": (12_000, 4, 6_000),
+          "door-open-v3": (12_000, 6, 8_000)}  # fmt: skip
 """Steps, rounds and steps of each round of the tasks of MT10 that need more than the others."""
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
