@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from rldistill.cli.main import app
+from rldistill.core.spec import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -49,16 +52,32 @@ def test_student_plays_in_the_environment_of_the_evaluation(run: Path) -> None:
     assert certificate["formats"]["onnx"]["closed_loop"]["mean"] == 7
 
 
-def test_environment_and_classes_of_a_run_file_are_trusted(run: Path, tmp_path: Path) -> None:
-    settings = {"id": "CartPole-v1", "kwargs": {"max_episode_steps": 7}}
-    (run / "config.yaml").write_text("env: {id: 'os:abort'}\n")
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        yaml.safe_dump({"env": settings, "teacher": "zoo:cartpole-ppo", "students": {"m": {"type": "mlp"}}})
-    )
-    assert invoke(run, "--student", "small", "--env", file, *FAST)[0] == 0
-    certificate = json.loads((run / "export" / "small" / "parity.json").read_text())
-    assert certificate["formats"]["onnx"]["closed_loop"]["mean"] == 7
+CLASS_OF_MINE = """
+from rldistill import Mlp
+from rldistill.core.fields import validated_dataclass
+
+@validated_dataclass
+class Narrow(Mlp):
+    pass
+"""
+
+
+def test_environment_and_classes_of_a_run_file_are_trusted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "student_of_mine.py").write_text(CLASS_OF_MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    student = import_module("student_of_mine").Narrow((4,)).build(spec_from_env(EnvConfig("CartPole-v1")))
+    save_policy(student.eval(), run / "students" / "mine" / "seed-0", {})
+    env = {"id": "CartPole-v1", "kwargs": {"max_episode_steps": 7}}
+    document = {"env": env, "teacher": "zoo:cartpole-ppo", "students": {"mine": {"type": "student_of_mine:Narrow"}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    code, text = invoke(run, "--student", "mine", *FAST)
+    assert code == 2
+    assert "found 'student_of_mine:Narrow'" in " ".join(text.split())
+    assert invoke(run, "--student", "mine", "--env", tmp_path / "mine.yaml", *FAST)[0] == 0
+    certificate = json.loads((run / "export" / "mine" / "parity.json").read_text())
+    assert certificate["formats"]["onnx"]["closed_loop"]["mean"] <= 7
 
 
 def test_any_policy(run: Path, tmp_path: Path) -> None:
