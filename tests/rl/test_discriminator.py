@@ -29,12 +29,21 @@ from .imitation import HEAD, SPEC, Known, make_rollout, policy_of_logits, record
 
 
 class TestDiscriminator:
-    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=5))
-    def test_loss_is_minimal_at_the_ratio_of_the_densities(self, counts: list[tuple[int, int]]) -> None:
-        """The gradient of the loss is zero where D(x) = p(x) / (p(x) + q(x))."""
-        p, q = torch.tensor(counts, dtype=torch.float64).T
-        logit = ((p / p.sum()) / (q / q.sum())).log().requires_grad_()
-        loss = discriminator_loss(logit.repeat_interleave(p.long()), logit.repeat_interleave(q.long()))
+    @given(
+        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=5),
+        st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)),
+    )
+    def test_loss_is_minimal_at_the_ratio_of_the_densities(
+        self, counts: list[tuple[int, int]], shares: tuple[float, float]
+    ) -> None:
+        """The gradient of the loss is zero where D(x) = p(x) / (p(x) + q(x)), also in the absorbing state."""
+        columns, (by_recorded, by_own) = torch.tensor(counts, dtype=torch.float64).T, shares
+        p, q = (column / column.sum() * (1 - share) for column, share in zip(columns, shares, strict=True))
+        logit = torch.cat(
+            [(p / q).log(), torch.tensor([by_recorded / by_own], dtype=torch.float64).log()]
+        ).requires_grad_()
+        recorded, own = (logit[:-1].repeat_interleave(column.long()) for column in columns)
+        loss = discriminator_loss(recorded, own, logit[-1:], shares)
         loss.backward()  # type: ignore[no-untyped-call]
         assert logit.grad is not None
         torch.testing.assert_close(logit.grad, torch.zeros_like(logit), atol=1e-12, rtol=0)
@@ -64,7 +73,10 @@ class TestDiscriminator:
         within = steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]))
         assert reward.discriminator is not None
         found = torch.cat([reward.discriminator(steps), reward.discriminator(within)]).sigmoid()
-        p, q = torch.tensor([4, 2, 2, 2]) / 10, torch.tensor([2, 1, 3, 1]) / 8
+        # A termination counts 0.9 / (1 - 0.9) = 9 steps in the absorbing state, and there is one more than was seen:
+        # 27 beside 8 recorded steps, and 257 * 9 beside 1,792 own ones.
+        p = torch.tensor([4, 2, 2, 27]) / (8 + 27)
+        q = torch.tensor([2 * 256, 256, 3 * 256, 257 * 9]) / (1_792 + 257 * 9)
         torch.testing.assert_close(found.detach(), p / (p + q), atol=0.03, rtol=0)
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

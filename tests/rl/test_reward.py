@@ -86,40 +86,42 @@ class TestForms:
         reward = known_reward("airl", absorbing=True)
         policy = policy_of_logits((0.0, math.log(3.0)))
         steps = reward.recorded_steps(64, policy, np.random.default_rng(0))
-        expected = torch.where(steps.absorbing > 0, 1.0, torch.where(steps.action == 1, 0.75, 0.25))
+        expected = torch.where(steps.action == 1, 0.75, 0.25)
         torch.testing.assert_close(steps.log_prob.exp(), expected)
 
 
 class TestAbsorbingState:
-    def test_each_termination_adds_one_step_within(self) -> None:
-        reward = known_reward("log_ratio", absorbing=True)
+    def test_shares_have_the_values_computed_by_hand(self) -> None:
+        """A termination counts 0.75 / 0.25 = 3 steps within; both kinds of steps have one more than was seen."""
+        reward = known_reward("log_ratio", absorbing=True, gamma=0.75)
+        reward.data = recorded([0, 1, 2, 2], [0, 0, 1, 0], [False, False, True, False])
         own = reward.own_steps(ROLLOUT, policy_of_logits())
-        assert own.absorbing.tolist() == [0, 0, 0]
         assert own.next_absorbing.tolist() == [0, 1, 0]
-        steps = own.with_absorbing()
-        assert steps.absorbing.tolist() == [0, 0, 0, 1]
-        assert steps.next_absorbing.tolist() == [0, 1, 0, 1]
-        assert steps.continues.tolist() == [1, 1, 1, 1]
-
-    def test_truncated_episodes_have_none(self) -> None:
+        assert own.continues.tolist() == [1, 1, 1]
+        assert reward.absorbing_shares(own) == pytest.approx((6 / (4 + 6), 6 / (3 + 6)))
         rollout = replace(ROLLOUT, terminated=torch.zeros(3, 1, dtype=torch.bool), truncated=ROLLOUT.terminated)
-        own = known_reward("log_ratio", absorbing=True).own_steps(rollout, policy_of_logits())
-        assert own.with_absorbing().absorbing.tolist() == [0, 0, 0]
+        cut_off = reward.own_steps(rollout, policy_of_logits())
+        assert reward.absorbing_shares(cut_off) == pytest.approx((6 / (4 + 6), 3 / (3 + 3)))
 
     def test_without_it_episodes_end(self) -> None:
-        own = known_reward("log_ratio", absorbing=False).own_steps(ROLLOUT, policy_of_logits()).with_absorbing()
+        reward = known_reward("log_ratio", absorbing=False)
+        own = reward.own_steps(ROLLOUT, policy_of_logits())
         assert own.absorbing.tolist() == own.next_absorbing.tolist() == [0, 0, 0]
         assert own.continues.tolist() == [1, 0, 1]
+        assert reward.absorbing_shares(own) == (0, 0)
 
-    def test_recorded_steps_have_one_for_each_end(self) -> None:
-        reward = known_reward("log_ratio", absorbing=True)
-        reward.data = recorded([0, 1, 2, 2], [0, 0, 1, 0], [False, False, True, False])
-        steps = reward.recorded_steps(5_000, policy_of_logits(), np.random.default_rng(0))
-        within = steps.absorbing > 0
-        # Four steps and one within the absorbing state, all equally likely.
-        assert float(within.float().mean()) == pytest.approx(1 / 5, abs=0.02)
-        assert float(steps.next_absorbing.mean()) == pytest.approx(2 / 5, abs=0.02)
-        assert {*steps.action[~within & (steps.obs == 2)].tolist()} == {0, 1}
+    def test_a_termination_that_was_never_recorded_has_a_finite_cost(self) -> None:
+        """D of the absorbing state tends to r / (r + o), r and o the shares of one and of three terminations."""
+        config = AdversarialConfig(
+            discriminator=DiscriminatorConfig(hidden=(8,), learning_rate=0.02, epochs=2_000, gradient_penalty=0.0)
+        )
+        data, policy = recorded([0] * 90, [0] * 90, [False] * 90), policy_of_logits()
+        reward = AdversarialReward.new(config, 0.9, data, None, 0)
+        own = reward.own_steps(make_rollout([0] * 9, [0] * 9, [False, False, True] * 3), policy)
+        reward.train(own, policy, np.random.default_rng(0))
+        cost = reward.step_rewards(own)[2] - reward.step_rewards(own)[0]
+        r, o = 9 / (90 + 9), 4 * 9 / (9 + 4 * 9)
+        assert float(cost) == pytest.approx(9 * math.log(r / o), rel=0.02)
 
     def test_its_input_depends_on_nothing_else(self) -> None:
         network = Potential(SPEC, DiscriminatorConfig(), with_action=True)
@@ -133,6 +135,18 @@ class TestAbsorbingState:
         with pytest.raises(ConfigError, match=r"ppo.gamma: .*infinite"):
             AdversarialReward.new(AdversarialConfig(), 1.0, data, None, 0)
         assert AdversarialReward.new(AdversarialConfig(absorbing=False), 1.0, data, None, 0)
+
+
+class TestScale:
+    @pytest.mark.parametrize("weight", [0.01, 1.0, 500.0])
+    def test_rewards_do_not_depend_on_the_scale_of_the_logits(self, weight: float) -> None:
+        """Returns with gamma = 1 / 2 by hand: 2 + 1 / 2 * (1 - 3), then -2 and, in a new episode, 5."""
+        reward = known_reward("log_ratio", absorbing=True)
+        steps = torch.tensor([[2.0], [-2.0], [5.0]])
+        scaled = reward.scaled(weight * steps, ROLLOUT)
+        torch.testing.assert_close(scaled, steps / math.sqrt((1 + 4 + 25) / 3))
+        scaled = reward.scaled(3 * weight * steps, ROLLOUT)  # the mean of the mean squares 10 and 90 is 50
+        torch.testing.assert_close(scaled, 3 * steps / math.sqrt(50))
 
 
 HORIZON = 3

@@ -66,12 +66,6 @@ class Transitions:
         }
         return replace(self, **flags, log_prob=self.log_prob.masked_fill(mask, 0))
 
-    def with_absorbing(self) -> Transitions:
-        """Return the steps and, for each that leads into the absorbing state, one within it."""
-        ends = self.rows(self.next_absorbing.nonzero()[:, 0])
-        within = ends.in_absorbing_state(torch.ones_like(ends.absorbing, dtype=torch.bool))
-        return Transitions(**{name: torch.cat([column, getattr(within, name)]) for name, column in vars(self).items()})
-
 
 class Potential(nn.Module):
     """Number for an observation or an absorbing state, and for the action if it is an input.
@@ -160,12 +154,31 @@ def gradient_penalty(network: nn.Module, recorded: Inputs, own: Inputs, share: T
     return ((squares.sum(0) + 1e-12).sqrt() - 1).square().mean()
 
 
-def discriminator_loss(recorded: Tensor, own: Tensor) -> Tensor:
+def discriminator_loss(recorded: Tensor, own: Tensor, within: Tensor, shares: tuple[float, float]) -> Tensor:
     """Return -E[log D] over recorded steps - E[log(1 - D)] over own steps, given the logits of D.
 
     Its minimum is D = p / (p + q), p and q the densities of recorded and own steps (Goodfellow 2014, arXiv 1406.2661).
+
+    Args:
+        recorded: logits of recorded steps in the environment.
+        own: logits of own steps in the environment.
+        within: logit of a step within the absorbing state.
+        shares: `absorbing_share` of recorded and of own steps.
     """
-    return F.softplus(-recorded).mean() + F.softplus(own).mean()
+    by_recorded, by_own = shares
+    loss = (1 - by_recorded) * F.softplus(-recorded).mean() + (1 - by_own) * F.softplus(own).mean()
+    return loss + by_recorded * F.softplus(-within).mean() + by_own * F.softplus(within).mean()
+
+
+def absorbing_share(num_steps: int, num_ends: int, gamma: float) -> float:
+    """Return the discounted share of the absorbing state in steps of which `num_ends` terminated an episode.
+
+    A termination counts gamma / (1 - gamma) steps in the absorbing state, as in the reward. One termination more than
+    was seen is counted: D would tend to 0 otherwise if no recorded episode terminated, and the cost of a
+    termination would have no bound.
+    """
+    within = (num_ends + 1) * gamma / (1 - gamma)
+    return within / (num_steps + within)
 
 
 def action_features(head: ActionHead, action: Tensor) -> Tensor:

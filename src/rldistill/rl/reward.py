@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,9 +17,13 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import AdversarialConfig
-from rldistill.rl.discriminator import Discriminator, Transitions, discriminator_loss
+from rldistill.rl.discriminator import Discriminator, Transitions, absorbing_share, discriminator_loss
 from rldistill.rl.guidance import TeacherLoss
-from rldistill.rl.rollout import Rollout, mean_terms
+from rldistill.rl.rollout import Rollout, advantages, mean_terms
+
+SCALE_DECAY = 0.95
+"""Decay, per rollout, of the mean square of the returns by which rewards are scaled."""
+SMALLEST_SCALE = 1e-4
 
 
 class RewardModel(Protocol):
@@ -83,6 +88,7 @@ class AdversarialReward:
 
     def __post_init__(self) -> None:
         self.optimizer = None
+        self.mean_square, self.rollouts = 0.0, 0
         if self.discriminator is not None:
             learning_rate = self.config.discriminator.learning_rate
             self.optimizer = torch.optim.Adam(self.discriminator.parameters(), learning_rate)
@@ -103,20 +109,34 @@ class AdversarialReward:
             reward = self.config.discriminator_weight * self.step_rewards(own).view_as(reward)
         if self.teacher is not None:
             reward = reward + self.config.teacher_weight * self.log_ratio(rollout, policy)
-        return reward, row | {"imitation_reward": float(reward.mean())}
+        row["imitation_reward"] = float(reward.mean())
+        return (reward if self.discriminator is None else self.scaled(reward, rollout)), row
+
+    def scaled(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        """Return rewards divided by the root mean square of the discounted returns of recent rollouts.
+
+        The logits of D have no scale of their own, and change during training; a critic learns values about 1 sooner.
+        """
+        zeros = torch.zeros_like(reward)
+        returns = advantages(replace(rollout, reward=reward), zeros, zeros, self.gamma, 1.0)
+        square = float(returns.square().mean())
+        decay = min(self.rollouts / (self.rollouts + 1), SCALE_DECAY)
+        self.mean_square = decay * self.mean_square + (1 - decay) * square
+        self.rollouts += 1
+        return reward / max(math.sqrt(self.mean_square), SMALLEST_SCALE)
 
     def train(self, own: Transitions, policy: NetworkPolicy, rng: np.random.Generator) -> dict[str, float]:
         """Train the discriminator on the student's steps and random recorded ones; return the means of its metrics."""
         config, network, rows = self.config.discriminator, self.discriminator, list[dict[str, Tensor]]()
         assert network is not None
         assert self.optimizer is not None
-        steps = own.with_absorbing()
+        within, shares = _within(own), self.absorbing_shares(own)
         for _ in range(config.epochs):
-            order = torch.from_numpy(rng.permutation(len(steps.obs))).to(steps.obs.device)
+            order = torch.from_numpy(rng.permutation(len(own.obs))).to(own.obs.device)
             for part in torch.split(order, config.batch_size):
-                recorded, student = self.recorded_steps(len(part), policy, rng), steps.rows(part)
+                recorded, student = self.recorded_steps(len(part), policy, rng), own.rows(part)
                 logits = network(recorded), network(student)
-                loss = discriminator_loss(*logits)
+                loss = discriminator_loss(*logits, network(within), shares)
                 row = {"discriminator_loss": loss.detach()}
                 row["recorded_accuracy"] = (logits[0] > 0).float().mean()
                 row["own_accuracy"] = (logits[1] < 0).float().mean()
@@ -129,6 +149,14 @@ class AdversarialReward:
                 rows.append(row)
         return mean_terms(rows)
 
+    def absorbing_shares(self, own: Transitions) -> tuple[float, float]:
+        """Return the shares of the absorbing state in recorded and in own steps; 0 without such a state."""
+        assert self.data is not None
+        if not self.config.absorbing:
+            return 0.0, 0.0
+        recorded = absorbing_share(len(self.data), int(self.data.columns["terminated"].sum()), self.gamma)
+        return recorded, absorbing_share(len(own.obs), int(own.next_absorbing.sum()), self.gamma)
+
     @torch.no_grad()
     def step_rewards(self, steps: Transitions) -> Tensor:
         """Return the discriminator's rewards of steps, `[B]`.
@@ -136,9 +164,8 @@ class AdversarialReward:
         A step that terminates an episode also has the rewards of all later steps in the absorbing state,
         gamma / (1 - gamma) times that of one (Kostrikov 2019, arXiv 1809.02925, section 4.2).
         """
-        within = steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]).to(steps.obs.device))
         assert self.discriminator is not None
-        logits = self.discriminator(steps), self.discriminator(within)
+        logits = self.discriminator(steps), self.discriminator(_within(steps))
         reward, absorbing = (F.softplus(logit) if self.config.form == "gail" else logit for logit in logits)
         if self.config.absorbing:
             reward = reward + steps.next_absorbing * absorbing * self.gamma / (1 - self.gamma)
@@ -163,11 +190,9 @@ class AdversarialReward:
         return Transitions.new(obs, action, rollout.terminated.flatten(), self.config.absorbing, airl)
 
     def recorded_steps(self, count: int, policy: NetworkPolicy, rng: np.random.Generator) -> Transitions:
-        """Return random recorded steps; one step within the absorbing state counts for each end in it."""
+        """Return random recorded steps."""
         assert self.data is not None
-        num_ends = int(self.data.columns["terminated"].sum()) if self.config.absorbing else 0
-        drawn = rng.integers(0, len(self.data) + num_ends, count)
-        within, rows = drawn >= len(self.data), drawn % len(self.data)
+        rows = rng.integers(0, len(self.data), count)
         device = next(policy.parameters()).device
         obs = self.data.observations(rows).to(device)
         action, terminated = (torch.from_numpy(self.data.columns[key][rows]) for key in ("action", "terminated"))
@@ -176,14 +201,14 @@ class AdversarialReward:
             with torch.no_grad():
                 log_prob = policy(obs)[0].log_prob(action)
             airl = self.data.next_observations(rows).to(device), log_prob
-        steps = Transitions.new(obs, action, terminated.to(device), self.config.absorbing, airl)
-        return steps.in_absorbing_state(torch.from_numpy(within).to(device))
+        return Transitions.new(obs, action, terminated.to(device), self.config.absorbing, airl)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of the discriminator, the moments of its optimizer, and the action gap of the teacher."""
         state: dict[str, Any] = {} if self.teacher is None else {"action_gap": self.teacher.action_gap}
         if self.discriminator is not None and self.optimizer is not None:
             state |= {"discriminator": self.discriminator.state_dict(), "moments": self.optimizer.state_dict()["state"]}
+            state |= {"mean_square": self.mean_square, "rollouts": self.rollouts}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,6 +217,7 @@ class AdversarialReward:
             self.teacher.action_gap = state["action_gap"]
         if self.discriminator is not None and self.optimizer is not None:
             self.discriminator.load_state_dict(state["discriminator"])
+            self.mean_square, self.rollouts = state["mean_square"], state["rollouts"]
             moments = {int(index): values for index, values in state.get("moments", {}).items()}
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
@@ -202,6 +228,11 @@ def require_finite(config: AdversarialConfig, gamma: float) -> None:
         raise ConfigError(
             "ppo.gamma: with 1, the return of the absorbing state is infinite. Use less, or recipe.absorbing: false."
         )
+
+
+def _within(steps: Transitions) -> Transitions:
+    """Return one step within the absorbing state."""
+    return steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]).to(steps.obs.device))
 
 
 def _next_obs(rollout: Rollout) -> Tensor:
