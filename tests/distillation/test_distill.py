@@ -23,6 +23,7 @@ from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.losses import QMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, with_temperatures
 from rldistill.policies.actor_critic import Actor
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Cnn, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Objects
 
@@ -102,6 +103,16 @@ def test_a_warm_start_is_kept_if_no_epoch_is_better(dataset: Dataset, tmp_path: 
 def test_an_actor_is_a_warm_start_too(dataset: Dataset, tmp_path: Path) -> None:
     network = Actor(hidden=(8,)).build(dataset.spec)
     assert distill(dataset, network, CONFIG, tmp_path / "student").config == network.config
+
+
+def test_a_dataset_may_be_its_folder_or_that_of_its_run(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    dataset = collect(EnvConfig("CartPole-v1"), teacher, CollectConfig(steps=400), tmp_path / "dataset")
+    given = {"object": dataset, "folder": tmp_path / "dataset", "run": str(tmp_path)}
+    for name, data in given.items():
+        distill(data, Linear(), CONFIG, tmp_path / name)
+    assert len({sha256_file(tmp_path / name / "policy.safetensors") for name in given}) == 1
+    with pytest.raises(CorruptArtifactError, match="missing.*no such file"):
+        distill(tmp_path / "missing", Linear(), CONFIG, tmp_path / "student")
 
 
 def test_other_objects_than_students_are_refused(dataset: Dataset, tmp_path: Path) -> None:

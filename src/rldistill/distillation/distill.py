@@ -12,7 +12,7 @@ from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.agents import agent_dataset
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import Dataset, open_dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import fit_by_gradient
 from rldistill.distillation.mutual import Peers
@@ -38,7 +38,7 @@ from rldistill.students.tree import Tree
 
 @locked
 def distill(
-    dataset: Dataset | Mapping[str, Dataset],
+    dataset: Dataset | Path | str | Mapping[str, Dataset],
     student: AnyStudent | NetworkPolicy,
     config: DistillConfig,
     folder: Path | str,
@@ -53,7 +53,8 @@ def distill(
     The loss of a batch is sum_i w_i(progress) * mean_b loss_i(b), the mean weighted with `Batch.weight`.
 
     Args:
-        dataset: Observations with the teacher's labels; of several tasks, by name, for a `multi_task` student.
+        dataset: Observations with the teacher's labels, or the folder of a dataset or run; datasets of several tasks, by
+            name, for a `multi_task` student.
         student: The student; a policy instead gives the first weights (DAgger's warm start) of a student like it.
         config: Losses and optimizer.
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
@@ -68,6 +69,8 @@ def distill(
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
     folder = Path(folder)
+    if isinstance(dataset, Path | str):
+        dataset = open_dataset(dataset)
     student, initial = (student.config, student) if isinstance(student, NetworkPolicy) else (student, None)
     trust_student(student)
     if isinstance(dataset, Dataset) == isinstance(student, MultiTask):
