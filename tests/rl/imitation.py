@@ -62,14 +62,14 @@ def make_rollout(states: Sequence[int], actions: Sequence[int], terminated: Sequ
 
 
 class Known(nn.Module):
-    """Function of the state, the action and the absorbing state, in place of a `Potential`."""
+    """Function of the state and the action in place of a `Potential`."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def encode(self, obs: Tensor, action: Tensor, absorbing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return obs, action, absorbing
+    def encode(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return obs, action
 
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         return self.function(*inputs)

@@ -18,22 +18,21 @@ from rldistill.core.heads import QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses import ReverseKL
 from rldistill.rl.config import AdversarialConfig, DiscriminatorConfig
-from rldistill.rl.discriminator import Potential
 from rldistill.rl.ppo import ppo_loss
 from rldistill.rl.reward import AdversarialReward
 from rldistill.rl.rollout import Minibatch, Rollout, advantages
 
-from .imitation import HEAD, SPEC, Known, make_rollout, policy_of_logits, recorded
+from .imitation import HEAD, Known, make_rollout, policy_of_logits, recorded
 
 
 def known_reward(form: str, absorbing: bool, gamma: float = 0.5) -> AdversarialReward:
-    """Return a reward with f = 2 s + a, -3 in the absorbing state, and h = 10 s, 4 in the absorbing state."""
+    """Return a reward with f = 2 s + a and h = 10 s, and two recorded steps, which both terminate."""
     config = AdversarialConfig(form=form, absorbing=absorbing)  # type: ignore[arg-type]
     data = recorded([0, 1], [0, 1], [True, True])
     reward = AdversarialReward.new(config, gamma, data, None, 0)
     assert reward.discriminator is not None
-    f = Known(lambda obs, action, absorbing: torch.where(absorbing > 0, -3.0, 2.0 * obs + action))
-    h = Known(lambda obs, action, absorbing: torch.where(absorbing > 0, 4.0, 10.0 * obs))
+    f = Known(lambda obs, action: 2.0 * obs + action)
+    h = Known(lambda obs, action: 10.0 * obs)
     reward.discriminator.f = f  # type: ignore[assignment]
     if form == "airl":
         reward.discriminator.h = h  # type: ignore[assignment]
@@ -42,7 +41,13 @@ def known_reward(form: str, absorbing: bool, gamma: float = 0.5) -> AdversarialR
 
 ROLLOUT = make_rollout([1, 0, 2], [0, 1, 1], [False, True, False], last_obs={(1, 0): torch.tensor(1)})
 """States 1 and 0, where the episode terminates in state 1, then state 2, after which the state is 0."""
-SOFTPLUS = {logit: math.log(1 + math.exp(logit)) for logit in (-3, 1, 2, 5)}
+WITHIN = math.log(0.6 / 0.4)
+"""Logit in the absorbing state: with gamma / (1 - gamma) = 1, its shares are 3 / (2 + 3) and 2 / (3 + 2)."""
+OUTSIDE = math.log(0.4 / 0.6)
+
+
+def softplus(logit: float) -> float:
+    return math.log(1 + math.exp(logit))
 
 
 class TestForms:
@@ -50,9 +55,9 @@ class TestForms:
         ("form", "absorbing", "expected"),
         [
             ("log_ratio", False, [2, 1, 5]),
-            ("log_ratio", True, [2, 1 - 3, 5]),  # gamma / (1 - gamma) = 1
-            ("gail", False, [SOFTPLUS[2], SOFTPLUS[1], SOFTPLUS[5]]),
-            ("gail", True, [SOFTPLUS[2], SOFTPLUS[1] + SOFTPLUS[-3], SOFTPLUS[5]]),
+            ("log_ratio", True, [2 + OUTSIDE, 1 + OUTSIDE + WITHIN, 5 + OUTSIDE]),
+            ("gail", False, [softplus(2), softplus(1), softplus(5)]),
+            ("gail", True, [softplus(2 + OUTSIDE), softplus(1 + OUTSIDE) + softplus(WITHIN), softplus(5 + OUTSIDE)]),
         ],
     )
     def test_rewards_have_the_values_computed_by_hand(self, form: str, absorbing: bool, expected: list[float]) -> None:
@@ -69,9 +74,10 @@ class TestForms:
         first = 2 + 0 / 2 - 10 + math.log(2)
         last = 5 + 0 / 2 - 20 + math.log(2)
         end = 1 - 0 + math.log(2)
-        if absorbing:  # next state: h = 4; within: f = -3 + 4 / 2 - 4, and the one action has probability 1
-            end += 4 / 2 + (-3 + 4 / 2 - 4)
-        assert rewards == pytest.approx([first, end, last])
+        expected = np.array([first, end, last])
+        if absorbing:
+            expected += [OUTSIDE, OUTSIDE + WITHIN, OUTSIDE]
+        assert rewards == pytest.approx(expected)
 
     def test_discriminator_of_airl_is_that_of_the_paper(self) -> None:
         """D = exp(f) / (exp(f) + student(a | s))."""
@@ -96,39 +102,33 @@ class TestAbsorbingState:
         reward = known_reward("log_ratio", absorbing=True, gamma=0.75)
         reward.data = recorded([0, 1, 2, 2], [0, 0, 1, 0], [False, False, True, False])
         own = reward.own_steps(ROLLOUT, policy_of_logits())
-        assert own.next_absorbing.tolist() == [0, 1, 0]
-        assert own.continues.tolist() == [1, 1, 1]
+        assert own.terminated.tolist() == [0, 1, 0]
         assert reward.absorbing_shares(own) == pytest.approx((6 / (4 + 6), 6 / (3 + 6)))
         rollout = replace(ROLLOUT, terminated=torch.zeros(3, 1, dtype=torch.bool), truncated=ROLLOUT.terminated)
         cut_off = reward.own_steps(rollout, policy_of_logits())
         assert reward.absorbing_shares(cut_off) == pytest.approx((6 / (4 + 6), 3 / (3 + 3)))
 
-    def test_without_it_episodes_end(self) -> None:
+    def test_without_it_nothing_is_added(self) -> None:
         reward = known_reward("log_ratio", absorbing=False)
-        own = reward.own_steps(ROLLOUT, policy_of_logits())
-        assert own.absorbing.tolist() == own.next_absorbing.tolist() == [0, 0, 0]
-        assert own.continues.tolist() == [1, 0, 1]
-        assert reward.absorbing_shares(own) == (0, 0)
+        assert reward.absorbing_shares(reward.own_steps(ROLLOUT, policy_of_logits())) == (0, 0)
 
-    def test_a_termination_that_was_never_recorded_has_a_finite_cost(self) -> None:
-        """D of the absorbing state tends to r / (r + o), r and o the shares of one and of three terminations."""
-        config = AdversarialConfig(
-            discriminator=DiscriminatorConfig(hidden=(8,), learning_rate=0.02, epochs=2_000, gradient_penalty=0.0)
-        )
-        data, policy = recorded([0] * 90, [0] * 90, [False] * 90), policy_of_logits()
-        reward = AdversarialReward.new(config, 0.9, data, None, 0)
-        own = reward.own_steps(make_rollout([0] * 9, [0] * 9, [False, False, True] * 3), policy)
-        reward.train(own, policy, np.random.default_rng(0))
-        cost = reward.step_rewards(own)[2] - reward.step_rewards(own)[0]
-        r, o = 9 / (90 + 9), 4 * 9 / (9 + 4 * 9)
-        assert float(cost) == pytest.approx(9 * math.log(r / o), rel=0.02)
+    def test_without_a_future_it_has_no_reward(self) -> None:
+        """With gamma = 0, rewards after a termination count nothing."""
+        reward = known_reward("log_ratio", absorbing=True, gamma=0.0)
+        assert reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits())).tolist() == [2, 1, 5]
 
-    def test_its_input_depends_on_nothing_else(self) -> None:
-        network = Potential(SPEC, DiscriminatorConfig(), with_action=True)
-        ones = torch.ones(2)
-        numbers = network(network.encode(torch.tensor([0, 2]), torch.tensor([0, 1]), ones))
-        assert numbers[0] == numbers[1]
-        assert numbers[0] != network(network.encode(torch.tensor([0]), torch.tensor([0]), torch.zeros(1)))[0]
+    def test_terminations_that_were_never_recorded_cost_reward(self) -> None:
+        """The cost is finite, and less for a student that rarely terminates: r = 99 / (1,000 + 99)."""
+        costs, policy = [], policy_of_logits()
+        for count in (1, 4):
+            reward = known_reward("log_ratio", absorbing=True, gamma=0.99)
+            reward.data = recorded([0] * 1_000, [0] * 1_000, [False] * 1_000)
+            own = reward.own_steps(make_rollout([0] * 8, [0] * 8, [False] * (8 - count) + [True] * count), policy)
+            rewards = reward.step_rewards(own)
+            costs.append(float(rewards[-1] - rewards[0]))
+            r, o = 99 / 1_099, 99 * (count + 1) / (8 + 99 * (count + 1))
+            assert costs[-1] == pytest.approx(99 * math.log(r / o), rel=1e-5)
+        assert costs[1] < costs[0] < 0
 
     def test_return_of_the_absorbing_state_must_be_finite(self) -> None:
         data = recorded([0, 1], [0, 1], [True, True])

@@ -53,8 +53,8 @@ def distill(
     The loss of a batch is sum_i w_i(progress) * mean_b loss_i(b), the mean weighted with `Batch.weight`.
 
     Args:
-        dataset: Observations with the teacher's labels, or the folder of a dataset or run; datasets of several tasks, by
-            name, for a `multi_task` student.
+        dataset: Observations with the teacher's labels, or the folder of a dataset or run; datasets of several tasks,
+            by name, for a `multi_task` student.
         student: The student; a policy instead gives the first weights (DAgger's warm start) of a student like it.
         config: Losses and optimizer.
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.

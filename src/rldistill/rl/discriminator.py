@@ -20,55 +20,41 @@ from rldistill.students import Linear
 from rldistill.students.multi_input import picture_network
 
 Inputs = dict[str, Tensor]
-ABSORBING, ACTION = " absorbing", " action"
-"""Inputs beside the entries of the observation, whose names have no blanks."""
+ACTION = " action"
+"""Input beside the entries of the observation, whose names have no blanks."""
 VALUE_HEAD = DeterministicHead(low=(-np.inf,), high=(np.inf,))
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Steps, `[B, ...]`, some of which may be in the absorbing state after the end of an episode.
+    """Steps in the environment, `[B, ...]`.
 
     Attributes:
-        obs, next_obs: observations; not used in the absorbing state.
-        action: actions as the environment takes them; not used in the absorbing state.
-        absorbing, next_absorbing: 1 in the absorbing state, else 0.
-        continues: 0 where the episode terminated and there is no absorbing state, else 1.
-        log_prob: log student(a | s); 0 in the absorbing state, which has one action, and if it is not needed.
+        obs, next_obs: observations; `next_obs` and `log_prob` are used by `airl` alone.
+        action: actions as the environment takes them.
+        terminated: 1 where the step terminated the episode, else 0.
+        log_prob: log student(a | s).
     """
 
     obs: Tensor
     action: Tensor
+    terminated: Tensor
     next_obs: Tensor
-    absorbing: Tensor
-    next_absorbing: Tensor
-    continues: Tensor
     log_prob: Tensor
 
     @classmethod
-    def new(
-        cls, obs: Tensor, action: Tensor, terminated: Tensor, absorbing: bool, airl: tuple[Tensor, Tensor] | None
-    ) -> Transitions:
-        """Return steps in the environment; `airl` are the next observations and log student(a | s), if needed."""
-        ends, zeros = terminated.float(), torch.zeros_like(terminated, dtype=torch.float32)
-        flags = (zeros, ends, 1 - zeros) if absorbing else (zeros, zeros, 1 - ends)
-        next_obs, log_prob = airl or (obs, zeros)
-        return cls(obs, action, next_obs, *flags, log_prob)
+    def new(cls, obs: Tensor, action: Tensor, terminated: Tensor, airl: tuple[Tensor, Tensor] | None) -> Transitions:
+        """Return steps; `airl` are the next observations and log student(a | s), if needed."""
+        ends = terminated.float()
+        return cls(obs, action, ends, *(airl or (obs, torch.zeros_like(ends))))
 
     def rows(self, rows: Tensor) -> Transitions:
         """Return some of the steps."""
         return Transitions(**{name: column[rows] for name, column in vars(self).items()})
 
-    def in_absorbing_state(self, mask: Tensor) -> Transitions:
-        """Return the steps with those of the mask `[B]` replaced by steps within the absorbing state."""
-        flags = {
-            name: getattr(self, name).masked_fill(mask, 1) for name in ("absorbing", "next_absorbing", "continues")
-        }
-        return replace(self, **flags, log_prob=self.log_prob.masked_fill(mask, 0))
-
 
 class Potential(nn.Module):
-    """Number for an observation or an absorbing state, and for the action if it is an input.
+    """Number for an observation, and for the action if it is an input.
 
     Observations are standardized by the moments of its `encoder`.
     """
@@ -78,7 +64,7 @@ class Potential(nn.Module):
         self.head = spec.head
         self.encoder = (picture_network(spec) or Linear()).build(replace(spec, head=VALUE_HEAD))
         width, self.encoder.output = self.encoder.width, nn.Identity()
-        width += 1 + (_num_features(self.head) if with_action else 0)
+        width += _num_features(self.head) if with_action else 0
         layers, width = dense(width, config.hidden, nn.Tanh)
         self.with_action, self.layers = with_action, nn.Sequential(*layers, nn.Linear(width, 1))
         if config.spectral_norm:
@@ -86,21 +72,19 @@ class Potential(nn.Module):
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     spectral_norm(layer)
 
-    def encode(self, obs: Tensor, action: Tensor, absorbing: Tensor) -> Inputs:
-        """Return the inputs of `forward`, all of them 0 in the absorbing state but one, which is 1 there only."""
+    def encode(self, obs: Tensor, action: Tensor) -> Inputs:
+        """Return the inputs of `forward`."""
         entries = self.encoder.standardized(obs)
         inputs = {"": entries} if isinstance(entries, Tensor) else {**entries}
-        if self.with_action:
-            inputs[ACTION] = action_features(self.head, action)
-        inputs = {name: part * _like(1 - absorbing, part) for name, part in inputs.items()}
-        return inputs | {ABSORBING: absorbing[:, None]}
+        return inputs | ({ACTION: action_features(self.head, action)} if self.with_action else {})
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the numbers `[B]`."""
-        entries = {name: part for name, part in inputs.items() if name not in (ABSORBING, ACTION)}
-        hidden = self.encoder.body(entries.get("", entries))
-        parts = [hidden, *(inputs[name] for name in (ABSORBING, ACTION) if name in inputs)]
-        number: Tensor = self.layers(torch.cat(parts, -1)).squeeze(-1)
+        entries = {name: part for name, part in inputs.items() if name != ACTION}
+        hidden: Tensor = self.encoder.body(entries.get("", entries))
+        if self.with_action:
+            hidden = torch.cat([hidden, inputs[ACTION]], -1)
+        number: Tensor = self.layers(hidden).squeeze(-1)
         return number
 
 
@@ -123,59 +107,44 @@ class Discriminator(nn.Module):
 
     def forward(self, steps: Transitions) -> Tensor:
         """Return log D - log(1 - D) of steps, `[B]`."""
-        f: Tensor = self.f(self.f.encode(steps.obs, steps.action, steps.absorbing))
+        f: Tensor = self.f(self.f.encode(steps.obs, steps.action))
         if self.h is None:
             return f
-        now, following = (
-            self.h(self.h.encode(obs, steps.action, absorbing))
-            for obs, absorbing in ((steps.obs, steps.absorbing), (steps.next_obs, steps.next_absorbing))
-        )
-        logit: Tensor = f + self.gamma * steps.continues * following - now - steps.log_prob
+        now, following = (self.h(self.h.encode(obs, steps.action)) for obs in (steps.obs, steps.next_obs))
+        logit: Tensor = f + self.gamma * (1 - steps.terminated) * following - now - steps.log_prob
         return logit
 
     def gradient_penalty(self, recorded: Transitions, own: Transitions, share: Tensor) -> Tensor:
         """Return the penalty of f between recorded and own steps."""
-        one, two = (self.f.encode(steps.obs, steps.action, steps.absorbing) for steps in (recorded, own))
+        one, two = (self.f.encode(steps.obs, steps.action) for steps in (recorded, own))
         return gradient_penalty(self.f, one, two, share)
 
 
 def gradient_penalty(network: nn.Module, recorded: Inputs, own: Inputs, share: Tensor) -> Tensor:
     """Return E[(|grad f(x)| - 1)^2] at x = share * recorded + (1 - share) * own, the norm over all inputs of a step.
 
-    Gulrajani 2017, arXiv 1704.00028. The flag of the absorbing state is left out of the norm: that state, whose other
-    inputs are 0, is close to the mean of recorded ones, so that f could not tell it from them with gradients of norm
-    1. Its reward counts gamma / (1 - gamma) times, and would then favor terminations that were never recorded.
+    Gulrajani 2017, arXiv 1704.00028.
     """
     mixed = {name: torch.lerp(own[name], recorded[name], _like(share, own[name])).requires_grad_() for name in own}
-    penalized = [part for name, part in mixed.items() if name != ABSORBING]
-    gradients = torch.autograd.grad(network(mixed).sum(), penalized, create_graph=True)
+    gradients = torch.autograd.grad(network(mixed).sum(), [*mixed.values()], create_graph=True)
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
     # The gradient of a root at 0 is NaN.
     return ((squares.sum(0) + 1e-12).sqrt() - 1).square().mean()
 
 
-def discriminator_loss(recorded: Tensor, own: Tensor, within: Tensor, shares: tuple[float, float]) -> Tensor:
+def discriminator_loss(recorded: Tensor, own: Tensor) -> Tensor:
     """Return -E[log D] over recorded steps - E[log(1 - D)] over own steps, given the logits of D.
 
     Its minimum is D = p / (p + q), p and q the densities of recorded and own steps (Goodfellow 2014, arXiv 1406.2661).
-
-    Args:
-        recorded: logits of recorded steps in the environment.
-        own: logits of own steps in the environment.
-        within: logit of a step within the absorbing state.
-        shares: `absorbing_share` of recorded and of own steps.
     """
-    by_recorded, by_own = shares
-    loss = (1 - by_recorded) * F.softplus(-recorded).mean() + (1 - by_own) * F.softplus(own).mean()
-    return loss + by_recorded * F.softplus(-within).mean() + by_own * F.softplus(within).mean()
+    return F.softplus(-recorded).mean() + F.softplus(own).mean()
 
 
 def absorbing_share(num_steps: int, num_ends: int, gamma: float) -> float:
     """Return the discounted share of the absorbing state in steps of which `num_ends` terminated an episode.
 
-    A termination counts gamma / (1 - gamma) steps in the absorbing state, as in the reward. One termination more than
-    was seen is counted: D would tend to 0 otherwise if no recorded episode terminated, and the cost of a
-    termination would have no bound.
+    A termination counts gamma / (1 - gamma) steps in the absorbing state. One termination more than was seen is
+    counted, so that one that was never recorded has a finite reward.
     """
     within = (num_ends + 1) * gamma / (1 - gamma)
     return within / (num_steps + within)

@@ -130,13 +130,12 @@ class AdversarialReward:
         config, network, rows = self.config.discriminator, self.discriminator, list[dict[str, Tensor]]()
         assert network is not None
         assert self.optimizer is not None
-        within, shares = _within(own), self.absorbing_shares(own)
         for _ in range(config.epochs):
             order = torch.from_numpy(rng.permutation(len(own.obs))).to(own.obs.device)
             for part in torch.split(order, config.batch_size):
                 recorded, student = self.recorded_steps(len(part), policy, rng), own.rows(part)
                 logits = network(recorded), network(student)
-                loss = discriminator_loss(*logits, network(within), shares)
+                loss = discriminator_loss(*logits)
                 row = {"discriminator_loss": loss.detach()}
                 row["recorded_accuracy"] = (logits[0] > 0).float().mean()
                 row["own_accuracy"] = (logits[1] < 0).float().mean()
@@ -155,21 +154,28 @@ class AdversarialReward:
         if not self.config.absorbing:
             return 0.0, 0.0
         recorded = absorbing_share(len(self.data), int(self.data.columns["terminated"].sum()), self.gamma)
-        return recorded, absorbing_share(len(own.obs), int(own.next_absorbing.sum()), self.gamma)
+        return recorded, absorbing_share(len(own.obs), int(own.terminated.sum()), self.gamma)
 
     @torch.no_grad()
     def step_rewards(self, steps: Transitions) -> Tensor:
-        """Return the discriminator's rewards of steps, `[B]`.
+        """Return the discriminator's rewards of a rollout's steps, `[B]`.
 
-        A step that terminates an episode also has the rewards of all later steps in the absorbing state,
-        gamma / (1 - gamma) times that of one (Kostrikov 2019, arXiv 1809.02925, section 4.2).
+        A step that terminates an episode also has the rewards of all later steps in the absorbing state, gamma / (1 -
+        gamma) times that of one (Kostrikov 2019, arXiv 1809.02925, section 4.2). There, D has nothing to learn: its
+        optimum is r / (r + o), r and o the shares of that state in recorded and own steps. The densities of
+        all other steps add up to 1 - r and 1 - o.
         """
         assert self.discriminator is not None
-        logits = self.discriminator(steps), self.discriminator(_within(steps))
-        reward, absorbing = (F.softplus(logit) if self.config.form == "gail" else logit for logit in logits)
-        if self.config.absorbing:
-            reward = reward + steps.next_absorbing * absorbing * self.gamma / (1 - self.gamma)
-        return reward
+        logit, (recorded, own) = self.discriminator(steps), self.absorbing_shares(steps)
+        if not own:
+            return self.of_logit(logit)
+        within = self.of_logit(torch.tensor(math.log(recorded / own)))
+        reward = self.of_logit(logit + math.log((1 - recorded) / (1 - own)))
+        return reward + steps.terminated * within * self.gamma / (1 - self.gamma)
+
+    def of_logit(self, logit: Tensor) -> Tensor:
+        """Return the reward for a logit of D."""
+        return F.softplus(logit) if self.config.form == "gail" else logit
 
     def log_ratio(self, rollout: Rollout, policy: NetworkPolicy) -> Tensor:
         """Return log teacher(a | s) - log student(a | s) of the actions in a rollout, `[T, N]`."""
@@ -187,7 +193,7 @@ class AdversarialReward:
             log_prob = PolicyOutput(head, rollout.action_params).log_prob(rollout.raw_action)
             airl = _next_obs(rollout).flatten(0, 1), log_prob.flatten()
         obs, action = rollout.obs.flatten(0, 1), head.bounded(rollout.raw_action).flatten(0, 1)
-        return Transitions.new(obs, action, rollout.terminated.flatten(), self.config.absorbing, airl)
+        return Transitions.new(obs, action, rollout.terminated.flatten(), airl)
 
     def recorded_steps(self, count: int, policy: NetworkPolicy, rng: np.random.Generator) -> Transitions:
         """Return random recorded steps."""
@@ -201,7 +207,7 @@ class AdversarialReward:
             with torch.no_grad():
                 log_prob = policy(obs)[0].log_prob(action)
             airl = self.data.next_observations(rows).to(device), log_prob
-        return Transitions.new(obs, action, terminated.to(device), self.config.absorbing, airl)
+        return Transitions.new(obs, action, terminated.to(device), airl)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of the discriminator, the moments of its optimizer, and the action gap of the teacher."""
@@ -228,11 +234,6 @@ def require_finite(config: AdversarialConfig, gamma: float) -> None:
         raise ConfigError(
             "ppo.gamma: with 1, the return of the absorbing state is infinite. Use less, or recipe.absorbing: false."
         )
-
-
-def _within(steps: Transitions) -> Transitions:
-    """Return one step within the absorbing state."""
-    return steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]).to(steps.obs.device))
 
 
 def _next_obs(rollout: Rollout) -> Tensor:
