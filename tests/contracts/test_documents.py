@@ -194,11 +194,13 @@ def test_run_file_of_the_page_on_tasks_is_valid() -> None:
 
 
 def test_example_of_three_games_fits_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (TEACHERS / "baby-a3c").exists():
-        pytest.skip("the agents baby-a3c are not part of the repository")
+    pytest.importorskip("cv2", reason="needs an extra")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "baby-a3c").symlink_to(TEACHERS / "baby-a3c")
+    for agents in ("baby-a3c", "atari-a2c"):
+        if not (TEACHERS / agents).exists():
+            pytest.skip(f"the agents {agents} are not part of the repository")
+        (tmp_path / agents).symlink_to(TEACHERS / agents)
     run = load_run(ROOT / "examples" / "atari-tasks.yaml", [], {})
     teachers = {task: load_teacher(part) for task, part in task_runs(run).items()}
     require_tasks(run, teachers)

@@ -111,7 +111,7 @@ def test_a_dataset_may_be_its_folder_or_that_of_its_run(teacher: NetworkPolicy, 
     for name, data in given.items():
         distill(data, Linear(), CONFIG, tmp_path / name)
     assert len({sha256_file(tmp_path / name / "policy.safetensors") for name in given}) == 1
-    with pytest.raises(CorruptArtifactError, match="missing.*no such file"):
+    with pytest.raises(CorruptArtifactError, match=r"missing.*no such file"):
         distill(tmp_path / "missing", Linear(), CONFIG, tmp_path / "student")
 
 

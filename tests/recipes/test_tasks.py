@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
+from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.exporters.certificate import Certificate
@@ -27,10 +29,11 @@ from rldistill.recipes.job import Run, StudentJob, Task
 from rldistill.recipes.tasks import TasksJob, task_runs
 from rldistill.run.config import load_run, read_run
 from rldistill.run.evaluation import run_evaluate
-from rldistill.run.jobs import student_job
+from rldistill.run.jobs import load_teacher, student_job, warn_of_mistakes
 from rldistill.run.stages import run_all, run_collect, run_distill, run_train
 from rldistill.students import Mlp, MultiTask
 from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.load import SavedTeacher
 
 from ..distillation.test_tasks import MOUNTAIN_CAR, pumping_teacher
 
@@ -206,6 +209,26 @@ def test_validation_plays_as_the_evaluation_does(sample: bool, tmp_path: Path) -
     job = student_job(load_run(file, [], {}), with_data=False)
     assert job.run.play_config().sample == sample
     assert job.validate(job.teacher, 2) > 100 > job.validate(None, 2)  # the teacher does not see the last action
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_task_may_sample_its_actions_or_not(sample: bool, tmp_path: Path) -> None:
+    own = {"collect": {"sample": not sample, "steps": 96}, "evaluate": {"sample": not sample}}
+    tasks = {"cart": {**TASKS["cart"], "sample": sample}, "car": TASKS["car"]}
+    run = read_run({**DOCUMENT, **own, "tasks": tasks, "out": str(tmp_path)})
+    for task, expected in (("cart", sample), ("car", not sample)):
+        part = task_runs(run)[task]
+        for read in (part, read_run(part.document)):  # the document becomes the run file of the task
+            assert (read.collect.sample, read.collect.steps, read.evaluate.sample) == (expected, 96, expected)
+
+
+def test_sampled_students_of_q_values_are_warned_about() -> None:
+    run = Run(EnvConfig("ALE/Pong-v5"), SavedTeacher("zoo:pong-dqn"), evaluate=EvaluateConfig(sample=True))
+    with pytest.warns(UserWarning, match=r"evaluate\.sample: the teacher has Q values.*tasks\.NAME\.sample"):
+        warn_of_mistakes(run, load_teacher(run))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_mistakes(dataclasses.replace(run, evaluate=EvaluateConfig()), load_teacher(run))
 
 
 @pytest.fixture

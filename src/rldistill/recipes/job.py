@@ -96,10 +96,13 @@ class Task:
     Attributes:
         env: Environment.
         teacher: Its teacher, as in a run of one task.
+        sample: Value of `collect.sample` and `evaluate.sample` in this task, such as false for a teacher with Q values
+            beside teachers with probabilities; by default that of the run.
     """
 
     env: EnvField
     teacher: TeacherField
+    sample: bool | None = None
 
 
 @validated_dataclass

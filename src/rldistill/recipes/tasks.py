@@ -49,9 +49,13 @@ def _task_run(run: Run, task: str, students: dict[str, Any]) -> Run:
         if "distill" in document:
             document["distill"] = {key: value for key, value in document["distill"].items() if key != "balance"}
         document |= {**known["tasks"][task], "name": task, "out": str(out), "students": inner}
+        if (sample := document.pop("sample", None)) is not None:
+            document |= {key: {**document.get(key, {}), "sample": sample} for key in ("collect", "evaluate")}
     own = run.tasks[task]
     changes: Any = {"env": own.env, "teacher": own.teacher, "tasks": {}, "name": task, "out": out}
     changes["distill"] = replace(run.distill, balance="equal")
+    if own.sample is not None:
+        changes |= {key: replace(getattr(run, key), sample=own.sample) for key in ("collect", "evaluate")}
     return replace(run, **changes, students=students, document=document)
 
 

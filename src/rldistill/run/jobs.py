@@ -108,7 +108,13 @@ def warn_of_env(env: EnvConfig) -> None:
 
 
 def warn_of_mistakes(run: Run, teacher: Policy) -> None:
-    """Warn about common mistakes in a teacher that was trained elsewhere, after a few hundred steps."""
+    """Warn about sampled actions of a teacher without probabilities, and about mistakes in one from elsewhere."""
+    if run.evaluate.sample and teacher.spec.head.action_values:
+        warnings.warn(
+            "evaluate.sample: the teacher has Q values and takes its best action, but students of it sample theirs. "
+            "Use false; for one of several tasks, tasks.NAME.sample.",
+            stacklevel=3,
+        )
     path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
     if isinstance(run.teacher, TrainConfig) or path.startswith(ZOO):
         return
