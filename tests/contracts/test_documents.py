@@ -197,10 +197,10 @@ def test_example_of_three_games_fits_its_teachers(tmp_path: Path, monkeypatch: p
     pytest.importorskip("cv2", reason="needs an extra")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for agents in ("baby-a3c", "atari-a2c"):
+    for agents in ("more/spaceinvaders-baby-a3c", "atari-a2c"):
         if not (TEACHERS / agents).exists():
             pytest.skip(f"the agents {agents} are not part of the repository")
-        (tmp_path / agents).symlink_to(TEACHERS / agents)
+        (tmp_path / Path(agents).name).symlink_to(TEACHERS / agents)
     run = load_run(ROOT / "examples" / "atari-tasks.yaml", [], {})
     teachers = {task: load_teacher(part) for task, part in task_runs(run).items()}
     require_tasks(run, teachers)

@@ -14,7 +14,7 @@ from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import Dataset, open_dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.distillation.gradient import Trainer
@@ -24,7 +24,7 @@ from rldistill.losses import QMSE, AdvantageWeightedNLL, BellmanTarget, ForwardK
 from rldistill.losses.objective import Term, with_temperatures
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students import AnyStudent, Cnn, Gru, Linear, Mlp, Ridge, Tree
+from rldistill.students import AnyStudent, Cnn, Gru, Linear, Mlp, MultiTask, Ridge, Tree
 from rldistill.students.features import Objects
 
 from ..conftest import Reports
@@ -113,6 +113,16 @@ def test_a_dataset_may_be_its_folder_or_that_of_its_run(teacher: NetworkPolicy, 
     assert len({sha256_file(tmp_path / name / "policy.safetensors") for name in given}) == 1
     with pytest.raises(CorruptArtifactError, match=r"missing.*no such file"):
         distill(tmp_path / "missing", Linear(), CONFIG, tmp_path / "student")
+    with pytest.raises(ConfigError, match="it is the folder of the dataset"):
+        distill(tmp_path, Linear(), CONFIG, tmp_path / "dataset", mode="overwrite")
+    assert open_dataset(tmp_path).num_steps == dataset.num_steps
+
+
+@pytest.mark.parametrize("given", [None, 3, b"x", [], {}, {"task": None}], ids=repr)
+@pytest.mark.parametrize("student", [Linear(), MultiTask(Mlp((8,)))], ids=["one task", "several"])
+def test_other_objects_than_datasets_are_refused(given: Any, student: AnyStudent, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset: expected a Dataset or its folder, .*found"):
+        distill(given, student, CONFIG, tmp_path / "student")
 
 
 def test_other_objects_than_students_are_refused(dataset: Dataset, tmp_path: Path) -> None:

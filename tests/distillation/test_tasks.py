@@ -26,6 +26,7 @@ from rldistill.losses import ActionNLL, ForwardKL
 from rldistill.losses.objective import Term, total_loss
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear, Mlp, MultiTask
+from rldistill.students.multi_task import MultiTaskPolicy
 
 from ..conftest import Reports
 
@@ -132,6 +133,15 @@ def test_interrupted_fit_ends_with_the_same_bytes(
     names = "policy.safetensors", "checkpoints/last.safetensors"
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_tasks_may_be_given_by_their_folders(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    folders = {task: tmp_path / task for task in ("one", "two")}
+    for seed, folder in enumerate(folders.values()):
+        collect(EnvConfig("CartPole-v1"), teacher, CollectConfig(steps=400), folder, seed=seed)
+    policy = distill(folders, MultiTask(Mlp((8,))), DistillConfig(epochs=4), tmp_path / "student")
+    assert isinstance(policy, MultiTaskPolicy)
+    assert [*policy.tasks] == ["one", "two"]
 
 
 def test_error_names_the_task_that_was_not_learned(datasets: dict[str, Dataset], tmp_path: Path) -> None:

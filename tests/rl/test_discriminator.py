@@ -39,7 +39,7 @@ class TestDiscriminator:
         torch.testing.assert_close(logit.grad, torch.zeros_like(logit), atol=1e-12, rtol=0)
 
     def test_trained_one_is_the_ratio_of_the_densities(self) -> None:
-        """Trained D is p / (p + q) on all states and actions, also where an episode ends."""
+        """Trained D is p / (p + q) on all states and actions."""
         config = AdversarialConfig(
             discriminator=DiscriminatorConfig(
                 hidden=(32,), learning_rate=0.01, epochs=300, batch_size=2048, gradient_penalty=0.0

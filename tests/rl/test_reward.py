@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError
@@ -41,9 +43,12 @@ def known_reward(form: str, absorbing: bool, gamma: float = 0.5) -> AdversarialR
 
 ROLLOUT = make_rollout([1, 0, 2], [0, 1, 1], [False, True, False], last_obs={(1, 0): torch.tensor(1)})
 """States 1 and 0, where the episode terminates in state 1, then state 2, after which the state is 0."""
-WITHIN = math.log(0.6 / 0.4)
-"""Logit in the absorbing state: with gamma / (1 - gamma) = 1, its shares are 3 / (2 + 3) and 2 / (3 + 2)."""
-OUTSIDE = math.log(0.4 / 0.6)
+WITHIN, OUTSIDE = math.log((3 / 5) / (5 / 11)), math.log((2 / 5) / (6 / 11))
+"""Logits of the shares of the absorbing state and of all other steps, by hand.
+
+Both recorded steps terminate, and one of three own ones. With one termination in two steps added there are 3 / 2 and
+5 / 6 per step, each of which counts gamma / (1 - gamma) = 1 step within the absorbing state.
+"""
 
 
 def softplus(logit: float) -> float:
@@ -64,13 +69,13 @@ class TestForms:
         """D = sigmoid(f), so that -log(1 - D) = softplus(f) and log D - log(1 - D) = f."""
         reward = known_reward(form, absorbing)
         own = reward.own_steps(ROLLOUT, policy_of_logits())
-        torch.testing.assert_close(reward.step_rewards(own), torch.tensor(expected, dtype=torch.float32))
+        torch.testing.assert_close(reward.step_rewards(own, 1 / 3), torch.tensor(expected, dtype=torch.float32))
 
     @pytest.mark.parametrize("absorbing", [False, True])
     def test_reward_of_airl_is_f_with_shaping_minus_the_log_probability(self, absorbing: bool) -> None:
         """F = 2 s + a + h(s') / 2 - h(s), and log student(a | s) = -log 2 in each state."""
         reward = known_reward("airl", absorbing)
-        rewards = reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits())).tolist()
+        rewards = reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits()), 1 / 3).tolist()
         first = 2 + 0 / 2 - 10 + math.log(2)
         last = 5 + 0 / 2 - 20 + math.log(2)
         end = 1 - 0 + math.log(2)
@@ -98,37 +103,41 @@ class TestForms:
 
 class TestAbsorbingState:
     def test_shares_have_the_values_computed_by_hand(self) -> None:
-        """A termination counts 0.75 / 0.25 = 3 steps within; both kinds of steps have one more than was seen."""
+        """A termination counts 0.75 / 0.25 = 3 steps, and one of four recorded steps is added to 1 / 4 and to 1 / 2."""
         reward = known_reward("log_ratio", absorbing=True, gamma=0.75)
         reward.data = recorded([0, 1, 2, 2], [0, 0, 1, 0], [False, False, True, False])
-        own = reward.own_steps(ROLLOUT, policy_of_logits())
-        assert own.terminated.tolist() == [0, 1, 0]
-        assert reward.absorbing_shares(own) == pytest.approx((6 / (4 + 6), 6 / (3 + 6)))
-        rollout = replace(ROLLOUT, terminated=torch.zeros(3, 1, dtype=torch.bool), truncated=ROLLOUT.terminated)
-        cut_off = reward.own_steps(rollout, policy_of_logits())
-        assert reward.absorbing_shares(cut_off) == pytest.approx((6 / (4 + 6), 3 / (3 + 3)))
-
-    def test_without_it_nothing_is_added(self) -> None:
-        reward = known_reward("log_ratio", absorbing=False)
-        assert reward.absorbing_shares(reward.own_steps(ROLLOUT, policy_of_logits())) == (0, 0)
+        assert reward.absorbing_shares(1 / 2) == pytest.approx((1.5 / (1 + 1.5), 2.25 / (1 + 2.25)))
 
     def test_without_a_future_it_has_no_reward(self) -> None:
         """With gamma = 0, rewards after a termination count nothing."""
         reward = known_reward("log_ratio", absorbing=True, gamma=0.0)
-        assert reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits())).tolist() == [2, 1, 5]
+        assert reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits()), 1 / 3).tolist() == [2, 1, 5]
 
-    def test_terminations_that_were_never_recorded_cost_reward(self) -> None:
-        """The cost is finite, and less for a student that rarely terminates: r = 99 / (1,000 + 99)."""
-        costs, policy = [], policy_of_logits()
-        for count in (1, 4):
-            reward = known_reward("log_ratio", absorbing=True, gamma=0.99)
-            reward.data = recorded([0] * 1_000, [0] * 1_000, [False] * 1_000)
-            own = reward.own_steps(make_rollout([0] * 8, [0] * 8, [False] * (8 - count) + [True] * count), policy)
-            rewards = reward.step_rewards(own)
-            costs.append(float(rewards[-1] - rewards[0]))
-            r, o = 99 / 1_099, 99 * (count + 1) / (8 + 99 * (count + 1))
-            assert costs[-1] == pytest.approx(99 * math.log(r / o), rel=1e-5)
-        assert costs[1] < costs[0] < 0
+    @given(st.integers(2, 5_000), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.5, 0.999))
+    def test_terminations_are_rewarded_if_they_are_rarer_than_recorded_ones(
+        self, num_recorded: int, recorded_rate: float, own_rate: float, gamma: float
+    ) -> None:
+        """And cost reward if they are more frequent, whatever the number of recorded steps."""
+        ends = np.arange(num_recorded) < round(recorded_rate * num_recorded)
+        reward = known_reward("log_ratio", absorbing=True, gamma=gamma)
+        reward.data = recorded([0] * num_recorded, [0] * num_recorded, ends)  # type: ignore[arg-type]
+        own = reward.own_steps(ROLLOUT, policy_of_logits())
+        for rate in (own_rate, float(ends.mean())):
+            logits = reward.step_rewards(own, rate) - torch.tensor([2.0, 1.0, 5.0])
+            assert logits.isfinite().all()
+            difference = float(logits[1] - logits[0])  # of a step that terminates from one that does not
+            assert np.sign(round(difference, 3)) in (0, np.sign(ends.mean() - rate))
+
+    def test_terminations_count_on_average_and_those_of_a_time_limit_not(self) -> None:
+        """One of three steps, and then none: 1 / 6 on average."""
+        reward, policy = known_reward("log_ratio", absorbing=True), policy_of_logits()
+        reward.train = lambda *_: {}  # type: ignore[method-assign]
+        rng = np.random.default_rng(0)
+        reward.rewards(ROLLOUT, policy, rng)
+        assert reward.averages["terminations"] == pytest.approx(1 / 3)
+        cut = replace(ROLLOUT, terminated=torch.zeros(3, 1, dtype=torch.bool), truncated=ROLLOUT.terminated)
+        reward.rewards(cut, policy, rng)
+        assert reward.averages["terminations"] == pytest.approx(1 / 6)
 
     def test_return_of_the_absorbing_state_must_be_finite(self) -> None:
         data = recorded([0, 1], [0, 1], [True, True])
@@ -138,15 +147,39 @@ class TestAbsorbingState:
 
 
 class TestScale:
-    @pytest.mark.parametrize("weight", [0.01, 1.0, 500.0])
-    def test_rewards_do_not_depend_on_the_scale_of_the_logits(self, weight: float) -> None:
-        """Returns with gamma = 1 / 2 by hand: 2 + 1 / 2 * (1 - 3), then -2 and, in a new episode, 5."""
+    STEPS = torch.tensor([[2.0], [-2.0], [5.0]])
+
+    @pytest.mark.parametrize("cut", ["terminated", "truncated"])
+    def test_returns_have_the_values_computed_by_hand(self, cut: str) -> None:
+        """With gamma = 1 / 2 they are 2 - 2 / 2 = 1, then -2 and, in a new episode, 5."""
+        reward, none = known_reward("log_ratio", absorbing=True), torch.zeros_like(ROLLOUT.terminated)
+        rollout = replace(ROLLOUT, **{"terminated": none, "truncated": none, cut: ROLLOUT.terminated})
+        torch.testing.assert_close(reward.scale(self.STEPS, rollout), self.STEPS / math.sqrt((1 + 4 + 25) / 3))
+
+    def test_recent_rollouts_count_more(self) -> None:
+        """A mean square of 10 twenty times, which then decays by 0.95 for each rollout with one of 90."""
         reward = known_reward("log_ratio", absorbing=True)
-        steps = torch.tensor([[2.0], [-2.0], [5.0]])
-        scaled = reward.scaled(weight * steps, ROLLOUT)
-        torch.testing.assert_close(scaled, steps / math.sqrt((1 + 4 + 25) / 3))
-        scaled = reward.scaled(3 * weight * steps, ROLLOUT)  # the mean of the mean squares 10 and 90 is 50
-        torch.testing.assert_close(scaled, 3 * steps / math.sqrt(50))
+        for reward.num_rollouts in range(20):
+            reward.scale(self.STEPS, ROLLOUT)
+        for reward.num_rollouts in range(20, 25):
+            scaled = reward.scale(3 * self.STEPS, ROLLOUT)
+        expected = 90 - 80 * 0.95**5
+        torch.testing.assert_close(scaled, 3 * self.STEPS / math.sqrt(expected))
+
+    def test_rewards_without_a_scale_stay_zero(self) -> None:
+        zeros = torch.zeros_like(self.STEPS)
+        assert known_reward("log_ratio", absorbing=True).scale(zeros, ROLLOUT).equal(zeros)
+
+    def test_all_rewards_have_one_scale(self) -> None:
+        """They keep their ratios, and `imitation_reward` is the mean before the division."""
+        reward = known_reward("log_ratio", absorbing=True)
+        reward.train = lambda *_: {}  # type: ignore[method-assign]
+        reward.config = replace(reward.config, discriminator_weight=3.0)
+        own, policy = reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits()), 1 / 3), policy_of_logits()
+        rewards, row = reward.rewards(ROLLOUT, policy, np.random.default_rng(0))
+        assert row == {"imitation_reward": pytest.approx(3 * float(own.mean()))}
+        torch.testing.assert_close(rewards.flatten() / rewards[0], own / own[0])
+        assert not torch.allclose(rewards.flatten(), 3 * own)
 
 
 HORIZON = 3

@@ -245,7 +245,7 @@ def distill(
     chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))
     config = read_options("distill.", rldistill.DistillConfig, parse_pairs("distill", settings or ()))
     with track("distill", "epochs", quiet) as progress:
-        rldistill.distill(rldistill.open_dataset(path), chosen, config, out, seed=seed, progress=progress)
+        rldistill.distill(path, chosen, config, out, seed=seed, progress=progress)
     if not quiet:
         typer.echo(f"student: {out}")
 

@@ -13,6 +13,7 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.agents import agent_dataset
 from rldistill.data.dataset import Dataset, open_dataset
+from rldistill.data.manifest import dataset_folder
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import fit_by_gradient
 from rldistill.distillation.mutual import Peers
@@ -35,10 +36,13 @@ from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.team import Team, TeamPolicy
 from rldistill.students.tree import Tree
 
+GivenData = Dataset | Path | str
+"""A dataset, or the folder of it or of its run."""
+
 
 @locked
 def distill(
-    dataset: Dataset | Path | str | Mapping[str, Dataset],
+    dataset: GivenData | Mapping[str, GivenData],
     student: AnyStudent | NetworkPolicy,
     config: DistillConfig,
     folder: Path | str,
@@ -53,8 +57,8 @@ def distill(
     The loss of a batch is sum_i w_i(progress) * mean_b loss_i(b), the mean weighted with `Batch.weight`.
 
     Args:
-        dataset: Observations with the teacher's labels, or the folder of a dataset or run; datasets of several tasks,
-            by name, for a `multi_task` student.
+        dataset: Observations with the teacher's labels, or the folder of a dataset or run, which `open_dataset` reads;
+            those of several tasks, by name, for a `multi_task` student.
         student: The student; a policy instead gives the first weights (DAgger's warm start) of a student like it.
         config: Losses and optimizer.
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
@@ -67,36 +71,57 @@ def distill(
         ConfigError: Several datasets for a student of one task, or the reverse; peers that cannot learn together.
         SpecMismatchError: A loss does not fit the teacher's labels.
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
+        CorruptArtifactError: A folder has no dataset, or a damaged one.
     """
     folder = Path(folder)
-    if isinstance(dataset, Path | str):
-        dataset = open_dataset(dataset)
     student, initial = (student.config, student) if isinstance(student, NetworkPolicy) else (student, None)
     trust_student(student)
-    if isinstance(dataset, Dataset) == isinstance(student, MultiTask):
-        raise ConfigError(f"students: {USE_TASKS}")
+    _require_data(dataset, student, folder)
     if peers is not None:
         peers.require(student, initial)
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
+    data = _opened(dataset)
     try:
         with inference_threads(config.num_threads), stage_progress(progress, "distill", "epochs") as report:
-            if isinstance(dataset, Dataset) and dataset.spec.members:
-                dataset = weighted_dataset(dataset, config.weighting, folder, seed)
+            if isinstance(data, Dataset) and data.spec.members:
+                data = weighted_dataset(data, config.weighting, folder, seed)
             if capability(student, "fit") in ("gradient", "tasks"):
-                policy = fit_by_gradient(new_trainer(dataset, student, config, seed, initial, peers), folder, report)
+                policy = fit_by_gradient(new_trainer(data, student, config, seed, initial, peers), folder, report)
                 Metrics(folder).end()
             elif isinstance(student, Team):
-                policy = _fit_team(cast(Dataset, dataset), student, initial, config, folder, seed, report)
+                policy = _fit_team(cast(Dataset, data), student, initial, config, folder, seed, report)
             else:
-                policy = _fit_once(cast(Dataset, dataset), student, config, folder, seed)
+                policy = _fit_once(cast(Dataset, data), student, config, folder, seed)
             save_policy(policy, folder, provenance(seed))
             report.update(config.epochs, config.epochs)
         return load_native(folder)
     except NothingLearnedError:
-        for data in [dataset] if isinstance(dataset, Dataset) else dataset.values():
-            _require_variation(data, folder)
+        for part in [data] if isinstance(data, Dataset) else data.values():
+            _require_variation(part, folder)
         raise
+
+
+def _opened(given: GivenData | Mapping[str, GivenData]) -> Dataset | dict[str, Dataset]:
+    if isinstance(given, Mapping):
+        return {task: _open(part) for task, part in given.items()}
+    return _open(given)
+
+
+def _open(data: GivenData) -> Dataset:
+    return data if isinstance(data, Dataset) else open_dataset(data)
+
+
+def _require_data(given: Any, student: AnyStudent, folder: Path) -> None:
+    """Raise ConfigError for a dataset that the student cannot learn from, or that would be replaced by it."""
+    parts = [*given.values()] if isinstance(given, Mapping) else [given]
+    if not parts or not all(isinstance(part, Dataset | Path | str) for part in parts):
+        kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "an empty mapping"
+        raise ConfigError(f"dataset: expected a Dataset or its folder, or one for each task by name, found {kinds}.")
+    if isinstance(given, Mapping) != isinstance(student, MultiTask):
+        raise ConfigError(f"students: {USE_TASKS}")
+    if any(dataset_folder(Path(part)).resolve() == folder.resolve() for part in parts if isinstance(part, Path | str)):
+        raise ConfigError(f"{folder}: it is the folder of the dataset. Name another one for the student.")
 
 
 def _require_variation(dataset: Dataset, folder: Path) -> None:

@@ -146,10 +146,10 @@ class AdversarialConfig:
             student's own (Kostrikov 2019, arXiv 1809.02925); `gail`, -log(1 - D) (Ho 2016, arXiv 1606.03476); or
             `airl`, log_ratio with D = exp(f) / (exp(f) + student(a | s)) and f = g + gamma h(s') - h(s) (Fu 2018,
             arXiv 1710.11248).
-        absorbing: True if an episode that terminates ends in an absorbing state, which has a reward, too: that of the
-            optimal D, where a termination counts gamma / (1 - gamma) steps. Without it, the sign of the reward
-            decides if short or long episodes are better (Kostrikov 2019).
-        discriminator_weight: weight of this reward; 0 for none, and no discriminator.
+        absorbing: True if an episode that terminates ends in an absorbing state, whose reward is that of the optimal D,
+            and where a termination counts gamma / (1 - gamma) steps. Without it, the sign of the reward decides if
+            short or long episodes are better (Kostrikov 2019).
+        discriminator_weight: weight of this reward relative to `teacher_weight`; 0 for none, and no discriminator.
         teacher_weight: weight lambda of a further reward, log teacher(a | s) - log student(a | s). It needs a teacher
             that labels the student's states, and a discriminator of states, since D would see this ratio otherwise.
         discriminator: network and optimizer of D.

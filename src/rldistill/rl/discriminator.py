@@ -140,16 +140,6 @@ def discriminator_loss(recorded: Tensor, own: Tensor) -> Tensor:
     return F.softplus(-recorded).mean() + F.softplus(own).mean()
 
 
-def absorbing_share(num_steps: int, num_ends: int, gamma: float) -> float:
-    """Return the discounted share of the absorbing state in steps of which `num_ends` terminated an episode.
-
-    A termination counts gamma / (1 - gamma) steps in the absorbing state. One termination more than was seen is
-    counted, so that one that was never recorded has a finite reward.
-    """
-    within = (num_ends + 1) * gamma / (1 - gamma)
-    return within / (num_steps + within)
-
-
 def action_features(head: ActionHead, action: Tensor) -> Tensor:
     """Return actions as numbers `[B, F]`: one-hot vectors, or entries scaled to -1 to 1 where they have bounds."""
     if head.discrete:
@@ -164,5 +154,5 @@ def _num_features(head: ActionHead) -> int:
 
 
 def _like(column: Tensor, part: Tensor) -> Tensor:
-    """Return a column `[B]` in a shape that multiplies `[B, ...]`."""
+    """Return a column `[B]` in a shape that broadcasts over `[B, ...]`."""
     return column.view(-1, *[1] * (part.ndim - 1))

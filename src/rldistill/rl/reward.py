@@ -17,13 +17,14 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import AdversarialConfig
-from rldistill.rl.discriminator import Discriminator, Transitions, absorbing_share, discriminator_loss
+from rldistill.rl.discriminator import Discriminator, Transitions, discriminator_loss
 from rldistill.rl.guidance import TeacherLoss
 from rldistill.rl.rollout import Rollout, advantages, mean_terms
 
-SCALE_DECAY = 0.95
-"""Decay, per rollout, of the mean square of the returns by which rewards are scaled."""
-SMALLEST_SCALE = 1e-4
+DECAY = 0.95
+"""Decay of averages over rollouts, per rollout."""
+MIN_SCALE = 1e-4
+"""Smallest number by which rewards are divided, since all of them may be 0."""
 
 
 class RewardModel(Protocol):
@@ -55,6 +56,8 @@ class AdversarialReward:
         data: recorded steps; None if `discriminator_weight` is 0, as the discriminator is.
         discriminator: discriminator of recorded and own steps.
         teacher: temperature of the teacher's labels; None if `teacher_weight` is 0.
+        averages: averages over recent rollouts: `mean_square` of discounted returns, `terminations` per step.
+        num_rollouts: rollouts so far.
     """
 
     config: AdversarialConfig
@@ -88,7 +91,7 @@ class AdversarialReward:
 
     def __post_init__(self) -> None:
         self.optimizer = None
-        self.mean_square, self.rollouts = 0.0, 0
+        self.averages, self.num_rollouts = {"mean_square": 0.0, "terminations": 0.0}, 0
         if self.discriminator is not None:
             learning_rate = self.config.discriminator.learning_rate
             self.optimizer = torch.optim.Adam(self.discriminator.parameters(), learning_rate)
@@ -106,24 +109,32 @@ class AdversarialReward:
         if self.discriminator is not None:
             own = self.own_steps(rollout, policy)
             row = self.train(own, policy, rng)
-            reward = self.config.discriminator_weight * self.step_rewards(own).view_as(reward)
+            # The average, as a reward that depends on the terminations beside which it is paid would be too low.
+            terminations = self.average("terminations", float(own.terminated.mean()))
+            reward = self.config.discriminator_weight * self.step_rewards(own, terminations).view_as(reward)
         if self.teacher is not None:
             reward = reward + self.config.teacher_weight * self.log_ratio(rollout, policy)
         row["imitation_reward"] = float(reward.mean())
-        return (reward if self.discriminator is None else self.scaled(reward, rollout)), row
+        if self.discriminator is not None:
+            reward = self.scale(reward, rollout)
+            self.num_rollouts += 1
+        return reward, row
 
-    def scaled(self, reward: Tensor, rollout: Rollout) -> Tensor:
+    def scale(self, reward: Tensor, rollout: Rollout) -> Tensor:
         """Return rewards divided by the root mean square of the discounted returns of recent rollouts.
 
-        The logits of D have no scale of their own, and change during training; a critic learns values about 1 sooner.
+        Returns end with their rollout. The logits of D have no scale of their own, and a critic learns numbers of
+        the size of 1 sooner than large ones.
         """
         zeros = torch.zeros_like(reward)
         returns = advantages(replace(rollout, reward=reward), zeros, zeros, self.gamma, 1.0)
-        square = float(returns.square().mean())
-        decay = min(self.rollouts / (self.rollouts + 1), SCALE_DECAY)
-        self.mean_square = decay * self.mean_square + (1 - decay) * square
-        self.rollouts += 1
-        return reward / max(math.sqrt(self.mean_square), SMALLEST_SCALE)
+        return reward / max(math.sqrt(self.average("mean_square", float(returns.square().mean()))), MIN_SCALE)
+
+    def average(self, name: str, value: float) -> float:
+        """Return an average over recent rollouts after the value of this one was added."""
+        decay = min(self.num_rollouts / (self.num_rollouts + 1), DECAY)
+        self.averages[name] = decay * self.averages[name] + (1 - decay) * value
+        return self.averages[name]
 
     def train(self, own: Transitions, policy: NetworkPolicy, rng: np.random.Generator) -> dict[str, float]:
         """Train the discriminator on the student's steps and random recorded ones; return the means of its metrics."""
@@ -148,30 +159,41 @@ class AdversarialReward:
                 rows.append(row)
         return mean_terms(rows)
 
-    def absorbing_shares(self, own: Transitions) -> tuple[float, float]:
-        """Return the shares of the absorbing state in recorded and in own steps; 0 without such a state."""
-        assert self.data is not None
-        if not self.config.absorbing:
-            return 0.0, 0.0
-        recorded = absorbing_share(len(self.data), int(self.data.columns["terminated"].sum()), self.gamma)
-        return recorded, absorbing_share(len(own.obs), int(own.terminated.sum()), self.gamma)
-
     @torch.no_grad()
-    def step_rewards(self, steps: Transitions) -> Tensor:
-        """Return the discriminator's rewards of a rollout's steps, `[B]`.
+    def step_rewards(self, steps: Transitions, terminations: float) -> Tensor:
+        """Return the discriminator's rewards of own steps, `[B]`, given the terminations per own step.
 
         A step that terminates an episode also has the rewards of all later steps in the absorbing state, gamma / (1 -
-        gamma) times that of one (Kostrikov 2019, arXiv 1809.02925, section 4.2). There, D has nothing to learn: its
-        optimum is r / (r + o), r and o the shares of that state in recorded and own steps. The densities of
-        all other steps add up to 1 - r and 1 - o.
+        gamma) times that of one (Kostrikov 2019, arXiv 1809.02925, section 4.2). In that state, the optimum of D is
+        r / (r + o), r and o its shares in recorded and own steps, so that the logit is log(r / o). D learns from the
+        other steps, whose shares are 1 - r and 1 - o, so that log((1 - r) / (1 - o)) is added to their logits.
         """
         assert self.discriminator is not None
-        logit, (recorded, own) = self.discriminator(steps), self.absorbing_shares(steps)
-        if not own:
+        logit = self.discriminator(steps)
+        if not self.config.absorbing:
+            return self.of_logit(logit)
+        recorded, own = self.absorbing_shares(terminations)
+        if not own:  # gamma is 0, and the absorbing state does not count
             return self.of_logit(logit)
         within = self.of_logit(torch.tensor(math.log(recorded / own)))
         reward = self.of_logit(logit + math.log((1 - recorded) / (1 - own)))
         return reward + steps.terminated * within * self.gamma / (1 - self.gamma)
+
+    def absorbing_shares(self, terminations: float) -> tuple[float, float]:
+        """Return the shares of the absorbing state in recorded and in own steps, given the terminations per own step.
+
+        Each step in the environment counts once, as it does for D and PPO, and a termination gamma / (1 - gamma) steps
+        in the absorbing state. One termination in the number of recorded steps is added on both sides: without it, a
+        termination would have a reward without bound if none was recorded.
+        """
+        assert self.data is not None
+        recorded, added = float(self.data.columns["terminated"].mean()), 1 / len(self.data)
+        return self.absorbing_share(recorded + added), self.absorbing_share(terminations + added)
+
+    def absorbing_share(self, terminations: float) -> float:
+        """Return the share of the absorbing state, given the terminations per step."""
+        within = terminations * self.gamma / (1 - self.gamma)
+        return within / (1 + within)
 
     def of_logit(self, logit: Tensor) -> Tensor:
         """Return the reward for a logit of D."""
@@ -210,11 +232,11 @@ class AdversarialReward:
         return Transitions.new(obs, action, terminated.to(device), airl)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights of the discriminator, the moments of its optimizer, and the action gap of the teacher."""
+        """Return the discriminator with its optimizer, the averages, and the action gap of the teacher."""
         state: dict[str, Any] = {} if self.teacher is None else {"action_gap": self.teacher.action_gap}
         if self.discriminator is not None and self.optimizer is not None:
             state |= {"discriminator": self.discriminator.state_dict(), "moments": self.optimizer.state_dict()["state"]}
-            state |= {"mean_square": self.mean_square, "rollouts": self.rollouts}
+            state |= {"averages": self.averages, "num_rollouts": self.num_rollouts}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -223,7 +245,7 @@ class AdversarialReward:
             self.teacher.action_gap = state["action_gap"]
         if self.discriminator is not None and self.optimizer is not None:
             self.discriminator.load_state_dict(state["discriminator"])
-            self.mean_square, self.rollouts = state["mean_square"], state["rollouts"]
+            self.averages, self.num_rollouts = state["averages"], state["num_rollouts"]
             moments = {int(index): values for index, values in state.get("moments", {}).items()}
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
