@@ -155,6 +155,9 @@ def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None
 
     with pytest.raises(StopAfter):
         distill(dataset, Mlp((16,)), CONFIG, tmp_path, progress=Reports(stop))
+    with pytest.raises(CorruptArtifactError, match="does not fit these settings") as caught:
+        distill(dataset, Mlp((8,)), CONFIG, tmp_path, mode="resume")
+    assert len(str(caught.value).splitlines()) == 1
     checkpoint = tmp_path / "checkpoints" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(CorruptArtifactError, match=r"last\.safetensors"):

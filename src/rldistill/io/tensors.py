@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError, error_text
 from rldistill.io.atomic import SEAL, START_AGAIN, seal, unseal, write_atomic
 from rldistill.io.untrusted import read_regular
 
@@ -125,7 +125,8 @@ class Checkpoint:
         try:
             load(read_state(self.path))
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise CorruptArtifactError(f"{self.path}: {error}. {START_AGAIN}") from None
+            problem = "it does not fit these settings, or was written by another version"
+            raise CorruptArtifactError(f"{self.path}: {problem} ({error_text(error)}). {START_AGAIN}") from None
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
